@@ -1,0 +1,380 @@
+"""The process a worker owns: emulator, preprocessing and policy, rollout by rollout. No TensorFlow.
+
+ALE holds Python's global lock while it emulates, so emulators stepped in threads run one after the
+other however many cores there are; a process each puts them side by side. And since a trip from one
+process to another costs a third of a step, the policy goes with the emulator: the worker writes its
+local weights to memory that both see, asks for a rollout, and is answered once.
+
+The worker's side is `PongActor`, all workers' are `Actors`; `main` is the process, `Pong` and
+`Player` run in it.
+"""
+
+import collections
+import contextlib
+import gc
+import json
+import math
+import mmap
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from typing import NamedTuple
+
+import ale_py
+import gymnasium
+import numpy as np
+
+from preprocessing import INPUT_SIZE, SCREEN_SHAPE, active_pixels
+
+MESSAGE_SIZE = 64  # bytes, more than any message has; the arrays go through shared memory
+
+
+class Rollout(NamedTuple):
+    """What an actor answers: up to as many steps as were asked for, fewer where the game ended."""
+
+    rows: np.ndarray  # [U] int32, sorted: the pixels that are 1 in at least one of the states
+    states: (
+        np.ndarray
+    )  # [T + 1, U] uint8: the states, over those pixels; the last is after the steps
+    actions: np.ndarray  # [T] int32
+    rewards: np.ndarray  # [T] float32: the game's own, -1, 0 or 1
+    terminal: bool  # the game is over
+    truncated: bool  # the game was cut off by the emulator's frame limit
+
+
+class PolicyWeights(NamedTuple):
+    """The actor network's weights."""
+
+    kernel: np.ndarray  # [6400, hidden] float32
+    bias: np.ndarray  # [hidden] float32
+    head_kernel: np.ndarray  # [hidden, actions] float32
+    head_bias: np.ndarray  # [actions] float32
+
+
+class SharedMemory:
+    """What worker and actor both see: the policy's weights, and the arrays of the rollout played
+    last.
+
+    It belongs to no file and has no name: it is gone when both processes are, however they end.
+    """
+
+    def __init__(self, file_descriptor, max_steps, hidden, actions):
+        """max_steps: the longest rollout. hidden, actions: the sizes of the policy's layers."""
+        arrays = [
+            ((INPUT_SIZE, hidden), np.float32), ((hidden,), np.float32),
+            ((hidden, actions), np.float32), ((actions,), np.float32),
+            ((max_steps,), np.int32), ((max_steps,), np.float32),
+            ((INPUT_SIZE,), np.int32), (((max_steps + 1) * INPUT_SIZE,), np.uint8),
+        ]  # fmt: skip
+        sizes = [math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays]
+        os.ftruncate(file_descriptor, sum(sizes))
+        memory, views, offset = mmap.mmap(file_descriptor, sum(sizes)), [], 0
+        for (shape, dtype), size in zip(arrays, sizes):
+            views.append(np.frombuffer(memory, np.uint8, size, offset).view(dtype).reshape(shape))
+            offset += size
+        self.policy = PolicyWeights(*views[:4])
+        self.actions, self.rewards, self.rows, self.states = views[4:]
+
+    def write(self, rollout):
+        """Put a rollout's arrays in place; returns the bytes `read` needs to find them again."""
+        steps, used = len(rollout.actions), len(rollout.rows)
+        self.actions[:steps], self.rewards[:steps] = rollout.actions, rollout.rewards
+        self.rows[:used], self.states[: (steps + 1) * used] = rollout.rows, rollout.states.ravel()
+        return struct.pack("iibb", steps, used, rollout.terminal, rollout.truncated)
+
+    def read(self, message):
+        """The `Rollout` written last; its arrays hold until the next one is written."""
+        steps, used, terminal, truncated = struct.unpack("iibb", message)
+        states = self.states[: (steps + 1) * used].reshape(steps + 1, used)
+        arrays = self.rows[:used], states, self.actions[:steps], self.rewards[:steps]
+        return Rollout(*arrays, bool(terminal), bool(truncated))
+
+
+class ActorDied(Exception):
+    """The actor's process is gone; `status` is its exit status, or minus the signal's number."""
+
+    def __init__(self, status):
+        killed = status < 0 and f"killed by {signal.Signals(-status).name}"
+        super().__init__(killed or f"exit status {status}")
+        self.status = status
+
+
+# --------------------------------------------------------------------------- in the actor's process
+
+
+def make_env(env_id, render_mode=None):
+    """Gymnasium's Atari environment, unwrapped as in the chapter, without its start-up messages.
+
+    Raises:
+        ValueError: there is no such environment, or its game is not Pong.
+    """
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+    gymnasium.logger.min_level = gymnasium.logger.ERROR  # "Pong-v0 is out of date"
+    gymnasium.register_envs(ale_py)
+    try:
+        spec = gymnasium.spec(env_id)
+    except (gymnasium.error.Error, ImportError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"there is no environment {env_id!r}: {why}") from None
+    if spec.kwargs.get("game") != "pong":
+        raise ValueError(f"{env_id!r} is not Pong")
+    return gymnasium.make(spec, render_mode=render_mode).unwrapped
+
+
+def num_actions(env_id):
+    """How many actions the game has: 6 in Pong. Raises ValueError as `make_env` does."""
+    return int(make_env(env_id).action_space.n)
+
+
+class Pong:
+    """Gymnasium's environment, stepped as its own `step` does, but read as active pixels."""
+
+    def __init__(self, env_id, seed, render_mode=None):
+        """seed: int >= 0, as for `env.reset(seed=...)`."""
+        self.env = make_env(env_id, render_mode)
+        self.ale = self.env.ale
+        self.actions = self.env._action_set
+        self.screen = np.empty(SCREEN_SHAPE, np.uint8)
+        self.frameskips = []
+        self.env.reset(seed=seed)
+
+    def reset(self):
+        """Start a new game; the active pixels of its first frame."""
+        self.ale.reset_game()
+        return self._read()
+
+    def step(self, action):
+        """Play one agent step: (active pixels, reward, terminal, truncated)."""
+        ale, action, reward = self.ale, self.actions[action], 0
+        for _ in range(self._frames()):
+            reward += ale.act(action)
+        return self._read(), reward, ale.game_over(with_truncation=False), ale.game_truncated()
+
+    def _frames(self):
+        """How many frames the next step lasts: the environment's draw, a hundred at once."""
+        if not self.frameskips:
+            frameskip = self.env._frameskip
+            if isinstance(frameskip, int):
+                return frameskip
+            self.frameskips = self.env.np_random.integers(*frameskip, 100).tolist()[::-1]
+        return self.frameskips.pop()
+
+    def _read(self):
+        self.ale.getScreen(self.screen)
+        return active_pixels(self.screen)
+
+
+class Player:
+    """A game of Pong, and the policy that plays it."""
+
+    def __init__(self, pong, policy, seed):
+        self.pong, self.policy = pong, policy
+        self.rng = np.random.default_rng(seed)
+        self.ones = np.ones(INPUT_SIZE, np.float32)
+        self.column = np.empty(INPUT_SIZE, np.int64)  # pixel -> its column in a rollout's states
+        self.game_over = True
+
+    def action_weights(self, pixels):
+        """Numbers proportional to the actions' probabilities in the state of these pixels."""
+        kernel, bias, head_kernel, head_bias = self.policy
+        # an image of zeros and ones times a matrix: the sum of the rows of its ones
+        layer = self.ones[: len(pixels)] @ kernel.take(pixels, 0, mode="clip")
+        layer += bias
+        np.maximum(layer, 0, out=layer)
+        np.minimum(layer, 6, out=layer)  # relu6
+        logits = (layer.dot(head_kernel) + head_bias).tolist()
+        highest = max(logits)
+        return [math.exp(logit - highest) for logit in logits]
+
+    def choose_action(self, pixels):
+        """An action drawn from the policy."""
+        weights = self.action_weights(pixels)
+        threshold = self.rng.random() * sum(weights)
+        for action, weight in enumerate(weights):
+            threshold -= weight
+            if threshold < 0:
+                return action
+        return action  # the last: the sum was rounded
+
+    def play(self, max_steps, interrupted=lambda: False):
+        """Play up to max_steps steps, or to the end of the game; a `Rollout`.
+
+        The next call begins a new game then. interrupted: asked before each step; yes ends it.
+        """
+        if self.game_over:
+            self.pixels = self.pong.reset()
+        pixels, actions, rewards = [self.pixels], [], []
+        terminal = truncated = False
+        while len(actions) < max_steps and not (terminal or truncated) and not interrupted():
+            actions.append(self.choose_action(pixels[-1]))
+            state, reward, terminal, truncated = self.pong.step(actions[-1])
+            pixels.append(state)
+            rewards.append(reward)
+        self.pixels, self.game_over = pixels[-1], terminal or truncated
+        return Rollout(*self._over_rows(pixels), actions, rewards, terminal, truncated)
+
+    def _over_rows(self, pixels):
+        """Active pixels of n states -> (rows [U], states [n, U])."""
+        together = np.concatenate(pixels)
+        seen = np.zeros(INPUT_SIZE, bool)
+        seen[together] = True
+        rows = seen.nonzero()[0]
+        self.column[rows] = np.arange(len(rows))
+        states = np.zeros((len(pixels), len(rows)), np.uint8)
+        state = np.repeat(np.arange(len(pixels)), [len(p) for p in pixels])
+        states[state, self.column[together]] = 1
+        return rows, states
+
+
+def main():
+    """The actor's process: answer each request, a number of steps, with a rollout."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # for the parent to decide
+        signal.signal(number, signal.SIG_IGN)
+    gc.disable()  # nothing here makes cycles of references; looking for them takes time
+    options = json.loads(sys.argv[1])
+    connection = socket.socket(fileno=options["connection"])
+    shared = SharedMemory(options["memory"], *options["sizes"])
+    emulator_seed, policy_seed = np.random.SeedSequence(options["seed"]).generate_state(2).tolist()
+    pong = Pong(options["env_id"], emulator_seed, "human" if options["window"] else None)
+    player = Player(pong, shared.policy, policy_seed)
+
+    def parent_is_gone():
+        """Asked in a window, where a rollout takes a second; the parent sends nothing meanwhile."""
+        return options["window"] and select.select([connection], [], [], 0)[0]
+
+    with contextlib.suppress(OSError):  # the parent is gone
+        connection.send(b"ready")
+        while request := connection.recv(MESSAGE_SIZE):
+            (steps,) = struct.unpack("i", request)
+            connection.send(shared.write(player.play(steps, parent_is_gone)))
+
+
+# --------------------------------------------------------------------------- in the worker's thread
+
+
+class PongActor:
+    """A worker's handle on its actor process.
+
+    `policy` holds the weights the actor plays with; write to it between rollouts.
+    """
+
+    def __init__(self, env_id, seed, sizes, window=False):
+        """Start the process; the emulator runs a third of a second later.
+
+        Args:
+            env_id: a Gymnasium id that `make_env` accepts.
+            seed: list of ints >= 0, from which emulator and policy draw their randomness.
+            sizes: (longest rollout, hidden units of the policy, actions).
+            window: whether the emulator opens its window, and plays at its 60 frames a second.
+        """
+        self.window, self.ready = window, False
+        memory = os.memfd_create("actor")
+        self.shared = SharedMemory(memory, *sizes)
+        self.policy = self.shared.policy
+        self.connection, childs_end = socket.socketpair()
+        options = dict(env_id=env_id, seed=seed, sizes=sizes, window=window)
+        options.update(connection=childs_end.fileno(), memory=memory)
+        environment = dict(os.environ, OPENBLAS_NUM_THREADS="1", SDL_AUDIODRIVER="dummy")
+        environment.setdefault("SDL_VIDEODRIVER", "wayland,x11")  # real screens, or no window
+        self.process = subprocess.Popen(
+            [sys.executable, os.path.abspath(__file__), json.dumps(options)],
+            pass_fds=(childs_end.fileno(), memory),
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL if window else None,  # SDL and ALSA talk there
+            env=environment,
+            start_new_session=True,  # the terminal's Ctrl-C does not reach it
+        )
+        childs_end.close()
+        os.close(memory)
+
+    def wait_until_ready(self):
+        """Block until the emulator runs. Raises ActorDied."""
+        if not self.ready:
+            self.ready = self._receive() == b"ready"
+
+    def play(self, max_steps):
+        """A `Rollout` of up to max_steps steps, played with the weights in `policy`.
+
+        Its arrays hold until the next. Raises ActorDied.
+        """
+        self.wait_until_ready()
+        with contextlib.suppress(OSError):  # it is dead: the answer, none, says so
+            self.connection.send(struct.pack("i", max_steps))
+        return self.shared.read(self._receive())
+
+    def close(self):
+        """End the process; what it was playing is dropped."""
+        self.process.kill()
+        self.process.wait()
+
+    def _receive(self):
+        with contextlib.suppress(OSError):
+            if message := self.connection.recv(MESSAGE_SIZE):
+                return message
+        raise ActorDied(self.process.wait())
+
+
+class ActorsKeepDying(Exception):
+    """Starting another actor has not helped; the message is for the user."""
+
+
+class Actors(dict):
+    """Worker name -> its `PongActor`. One that dies is replaced, but not for ever."""
+
+    DEATHS, WITHIN = 5, 60  # so many deaths within so many seconds are too many
+
+    def __init__(self, env_id, seed, sizes):
+        """seed: int >= 0, of all actors' randomness; the others as for `PongActor`."""
+        super().__init__()
+        self.env_id, self.seed, self.sizes = env_id, seed, sizes
+        self.started = 0
+        self.deaths = collections.defaultdict(list)  # worker name -> times
+        self.lock = threading.Lock()
+
+    def start(self, name, window=False):
+        """Start an actor for a worker."""
+        seed = [self.seed, self.started]  # one in a dead one's place plays other games
+        self.started += 1
+        self[name] = PongActor(self.env_id, seed, self.sizes, window)
+
+    def replace(self, name, death):
+        """Start another actor in a dead one's place; a line about it. Raises ActorsKeepDying."""
+        with self.lock:
+            now = time.monotonic()
+            recent = [then for then in self.deaths[name] if now - then < self.WITHIN] + [now]
+            self.deaths[name] = recent
+            what = f"{name}'s actor died ({death})"
+            if len(recent) >= self.DEATHS:
+                raise ActorsKeepDying(f"{what}, the {self.DEATHS}th death within {self.WITHIN} s")
+            self[name].connection.close()
+            window = self[name].window and death.status < 0  # or its user closed it
+            self.start(name, window)
+            return f"{what} and is started again, with a new game"
+
+    def share_core(self, name):
+        """Bind the calling thread, a worker's, and its actor to one core, if each has a worker.
+
+        The two take turns: on one core neither waits for another core to wake up, and what one has
+        written the other finds in the cache. With fewer workers than cores the system knows better.
+        """
+        cores = sorted(os.sched_getaffinity(os.getpid()))
+        if len(self) >= len(cores):
+            core = cores[list(self).index(name) % len(cores)]
+            os.sched_setaffinity(0, {core})
+            with contextlib.suppress(ProcessLookupError):  # dead already: its next answer will say
+                os.sched_setaffinity(self[name].process.pid, {core})
+
+    def close(self):
+        """End all actors."""
+        for actor in self.values():
+            actor.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""The figures of the README; not a test. `python tests/benchmark.py [part ...]`, see PARTS.
+
+What is compared alternates in one run, and medians are printed, for machines are noisy. Steps are
+agent steps, of 2 to 4 emulator frames each.
+"""
+
+import csv
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import numpy as np  # noqa: E402
+
+import a3c_pong  # noqa: E402
+import pong_actor  # noqa: E402
+import preprocessing  # noqa: E402
+
+CORES = len(os.sched_getaffinity(0))
+ROUNDS, SECONDS = 3, 20
+
+
+def bare(processes, seconds=SECONDS):
+    """Steps per second of processes that only call `act`, with the same random frame skip."""
+    command = [sys.executable, __file__, "--bare", str(seconds)]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    running = [subprocess.Popen([*command, str(k)], **pipes) for k in range(processes)]
+    for process in running:
+        assert process.stdout.readline() == "ready\n"
+    for process in running:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return sum(float(process.communicate()[0]) for process in running)
+
+
+def bare_process(seconds, seed):
+    env = pong_actor.make_env("Pong-v0")
+    env.reset(seed=seed)
+    ale, actions, random, steps = env.ale, env.ale.getMinimalActionSet(), env.np_random, 0
+    print("ready", flush=True)
+    sys.stdin.readline()
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        for _ in range(50):
+            action = actions[steps % len(actions)]
+            for _ in range(random.integers(2, 5)):
+                ale.act(action)
+            steps += 1
+            if ale.game_over():
+                ale.reset_game()
+    print(steps / (time.perf_counter() - start))
+
+
+def dense(threads, seconds=SECONDS):
+    """Steps per second of the chapter's formulation on today's TensorFlow, in threads."""
+    from dense_a3c import DenseA3C
+
+    settings, random = a3c_pong.Settings(), np.random.default_rng(0)
+    shapes = dict(aw1=(6400, 300), ab1=300, aw2=(300, 6), ab2=6)
+    shapes |= dict(cw1=(6400, 100), cb1=100, cw2=(100, 1), cb2=1)
+    weights = {k: random.normal(0, 0.1, shape).astype(np.float32) for k, shape in shapes.items()}
+    net = DenseA3C(a3c_pong.tf, weights, threads, settings, one_thread=False)
+    steps, stop = [0] * threads, threading.Event()
+
+    def work(k):
+        env = pong_actor.make_env("Pong-v0")
+        image, choice = preprocessing.preprocessing_image, np.random.default_rng(k)
+        s, buffer = image(env.reset(seed=k)[0]), []
+        mine = net.locals[k]
+        while not stop.is_set():
+            p = net.session.run(mine["a_prob"], {mine["s"]: s[np.newaxis]}).ravel().astype(float)
+            a = choice.choice(6, p=p / p.sum())
+            obs, r, done, _, _ = env.step(a)
+            s_ = image(obs)
+            buffer.append((s, a, -20 if done and r <= 0 else r))
+            steps[k] += 1
+            if steps[k] % 20 == 0 or done:
+                states, actions, rewards = zip(*buffer)
+                net.update_global(k, np.vstack(states), s_, np.array(actions), rewards, done)
+                net.pull_global(k)
+                buffer = []
+            s = image(env.reset()[0]) if done else s_
+
+    workers = [threading.Thread(target=work, args=[k]) for k in range(threads)]
+    for worker in workers:
+        worker.start()
+    time.sleep(3)
+    before = sum(steps)
+    time.sleep(seconds)
+    played = sum(steps) - before
+    stop.set()
+    for worker in workers:
+        worker.join()
+    return played / seconds
+
+
+class Training:
+    """A run of the real script, and what was seen of it from outside."""
+
+    def __init__(self, seconds=SECONDS, *options):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, ROOT / "a3c_pong.py", "--render", "never", *options]
+            command += ["--run-dir", f"{folder}/run", "--max-minutes", str((seconds + 2) / 60)]
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+            self.samples = []  # (time, CPU seconds of the main process, its memory, its actors')
+            while process.poll() is None:
+                time.sleep(0.5)
+                self.sample(process.pid)
+            with open(f"{folder}/run/scores.csv") as file:
+                rows = [(float(r["seconds"]), int(r["agent_steps"])) for r in csv.DictReader(file)]
+        rows = [row for row in rows if row[0] > 2]
+        self.steps_per_second = (rows[-1][1] - rows[0][1]) / (rows[-1][0] - rows[0][0])
+
+    def sample(self, pid):
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                fields = file.read().rsplit(")", 1)[1].split()
+            cpu = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            with open(f"/proc/{pid}/task/{pid}/children") as file:
+                actors = [resident(int(child)) for child in file.read().split()]
+            self.samples.append((time.perf_counter(), cpu, resident(pid), actors))
+        except (OSError, IndexError):
+            pass  # it ended while it was looked at
+
+    def main_share(self):
+        """Share of the time in which the main process holds a core, over the second half."""
+        first, last = self.samples[len(self.samples) // 2], self.samples[-4]
+        return (last[1] - first[1]) / (last[0] - first[0])
+
+
+def resident(pid):
+    """Resident memory of a process in MB."""
+    with open(f"/proc/{pid}/status") as file:
+        return int(file.read().split("VmRSS:")[1].split()[0]) / 1024
+
+
+def throughput():
+    """Training against bare ALE and against the dense graph, default settings, no window."""
+    a3c_pong.load_tensorflow()
+    rounds = []
+    for _ in range(ROUNDS):
+        rounds.append((bare(CORES), Training().steps_per_second, dense(CORES)))
+        print("bare ALE {:,.0f}  training {:,.0f}  dense graph {:,.0f}".format(*rounds[-1]))
+    ratios = [(trained / alone, trained / slow) for alone, trained, slow in rounds]
+    of_bare, times = (statistics.median(column) for column in zip(*ratios))
+    print(f"median: {of_bare:.1%} of bare ALE on {CORES} cores, {times:.1f} x the dense graph")
+
+
+def workers():
+    """Throughput by number of workers, and the main process' share of a core."""
+    counts = 1, 2, 4, 8
+    rounds = [[Training(SECONDS, "--workers", str(n)) for n in counts] for _ in range(ROUNDS)]
+    for n, runs in zip(counts, zip(*rounds)):
+        speed = statistics.median(run.steps_per_second for run in runs)
+        share = statistics.median(run.main_share() for run in runs)
+        print(f"{n} workers: {speed:,.0f} steps/s, main process {share:.0%} of a core, ", end="")
+        print(f"{1e6 * share / speed:.0f} us of it a step")
+
+
+def memory():
+    """Resident memory over ten minutes."""
+    run = Training(600)
+    tenth = len(run.samples) // 10
+    for name, kept in (
+        ("main process", [sample[2] for sample in run.samples]),
+        ("largest actor", [max(sample[3]) for sample in run.samples if sample[3]]),
+    ):
+        early, late = statistics.median(kept[tenth : 2 * tenth]), statistics.median(kept[-tenth:-4])
+        print(f"{name}: {late:.0f} MB, {late / early - 1:+.1%} from the second minute to the last")
+
+
+def start():
+    """Seconds from the command to the end of a run of one rollout per worker."""
+    seconds = []
+    for _ in range(ROUNDS):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [
+                sys.executable,
+                ROOT / "a3c_pong.py",
+                "--render",
+                "never",
+                "--max-steps",
+                "1",
+            ]
+            began = time.perf_counter()
+            subprocess.run([*command, "--run-dir", f"{folder}/run"], stdout=subprocess.DEVNULL)
+            seconds.append(time.perf_counter() - began)
+    print(
+        f"first rollout played, and the plot drawn, {statistics.median(seconds):.1f} s after start"
+    )
+
+
+PARTS = dict(throughput=throughput, workers=workers, memory=memory, start=start)
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--bare"]:
+        bare_process(float(sys.argv[2]), int(sys.argv[3]))
+    else:
+        for part in sys.argv[1:] or PARTS:
+            print(f"-- {part}: {PARTS[part].__doc__}", flush=True)
+            PARTS[part]()

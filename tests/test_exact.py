@@ -1,0 +1,288 @@
+"""The sparse path computes what the chapter's dense graph computes."""
+
+import threading
+
+import numpy as np
+import pytest
+from dense_a3c import DenseA3C
+
+import a3c_pong
+import pong_actor
+
+SIZES = (20, 300, 6)
+
+
+@pytest.fixture(scope="module")
+def tf():
+    a3c_pong.load_tensorflow()
+    return a3c_pong.tf
+
+
+@pytest.fixture(scope="module")
+def rollouts():
+    """Rollouts of real play, copied, with a game's end among them."""
+    actor = pong_actor.PongActor("Pong-v0", [1, 2], SIZES)
+    rng = np.random.default_rng(0)
+    actor.policy.kernel[...] = rng.normal(0, 0.1, actor.policy.kernel.shape)
+    actor.policy.head_kernel[...] = rng.normal(0, 0.1, actor.policy.head_kernel.shape)
+    played = []
+    while len(played) < 150 or not any(r.terminal for r in played):
+        played.append(copied(actor.play(20)))
+    actor.close()
+    return played
+
+
+def copied(rollout):
+    return pong_actor.Rollout(*(np.copy(x) for x in rollout[:4]), *rollout[4:])
+
+
+def dense(rollout):
+    """The states of a rollout as [T + 1, 6400] float32."""
+    states = np.zeros((len(rollout.states), 6400), np.float32)
+    states[:, rollout.rows] = rollout.states
+    return states
+
+
+class Sparse:
+    """The real networks of `a3c_pong` with a number of local copies, all pulled."""
+
+    def __init__(self, tf, workers, settings, seed=3):
+        self.settings = settings
+        graph = tf.Graph()
+        with graph.as_default(), tf.device("/cpu:0"):
+            tf.set_random_seed(seed)
+            self.session = a3c_pong.new_session()
+            make = a3c_pong.ActorCriticNetwork
+            self.globalnet = make("globalnet", self.session, 6, settings)
+            self.locals = [
+                make(f"W_{i}", self.session, 6, settings, self.globalnet) for i in range(workers)
+            ]
+            self.session.run(tf.global_variables_initializer())
+        shapes = (6400, 300), (300,), (300, 6), (6,)
+        empty = [np.zeros(shape, np.float32) for shape in shapes]
+        self.policies = [
+            pong_actor.PolicyWeights(*(array.copy() for array in empty)) for _ in self.locals
+        ]
+        for worker in range(workers):
+            self.pull_global(worker)
+
+    def update_global(self, worker, rollout, rewards):
+        returns = a3c_pong.discounted_returns(rewards, rollout.terminal, self.settings.gamma)
+        self.locals[worker].update_global(rollout, *returns)
+
+    def pull_global(self, worker):
+        self.locals[worker].pull_global(self.policies[worker])
+
+    def values(self, net):
+        a, c = net.a_params, net.c_params
+        names = "kernel", "ab1", "aw2", "ab2", "cb1", "cw2", "cb2"
+        values = dict(zip(names, self.session.run([net.kernel, *a, *c])))
+        kernel = values.pop("kernel")
+        return {"aw1": kernel[:, :300], "cw1": kernel[:, 300:], **values}
+
+    def mean_squares(self):
+        """The kernels' mean squares, decayed to the last update as the dense optimizer's are."""
+        log = self.globalnet.row_log
+        missed = log.updates - log.touched_by[:, np.newaxis]
+        now = self.session.run(self.globalnet.kernel_train.mean_square) * a3c_pong.DECAY**missed
+        return {"aw1": now[:, :300], "cw1": now[:, 300:]}
+
+
+def assert_equal(sparse, reference):
+    """Every array of weights and of decayed mean squares to 1e-6, relative.
+
+    Relative to the array, in the Euclidean norm: a single number is a difference of sums, which
+    float32 rounds by the size of what is summed, in another order here than there. So a number is
+    held to 1e-5 of the larger of its own size and its array's root mean square; and in the rows
+    never touched, where nothing is summed, every number to 1e-6 of its own size.
+    """
+    weights, mean_squares = reference.global_values()
+    touched = sparse.globalnet.row_log.touched_by > 0
+    compared = ((sparse.values(sparse.globalnet), weights), (sparse.mean_squares(), mean_squares))
+    for ours, theirs in compared:
+        for name, expected in theirs.items():
+            expected = expected.astype(np.float64)
+            error, size = np.abs(ours[name] - expected), np.abs(expected)
+            rms = np.sqrt(np.mean(np.square(expected)))
+            assert np.sqrt(np.mean(np.square(error))) <= 1e-6 * rms, name
+            assert (error <= 1e-5 * np.maximum(size, rms)).all(), name
+            if len(expected) == 6400:
+                assert (~touched).sum() > 3000
+                # the dense decay ends at 1.07e-37: a tenth of it is no normal float32, and is 0
+                assert (error[~touched] <= 1e-6 * size[~touched] + 1.1e-37).all(), name
+
+
+def assert_pulled(sparse, worker):
+    """The local net and the actor's policy are the global net, bit for bit."""
+    theirs = sparse.values(sparse.globalnet)
+    for name, mine in sparse.values(sparse.locals[worker]).items():
+        assert np.array_equal(mine, theirs[name]), name
+    for mine, name in zip(sparse.policies[worker], ("aw1", "ab1", "aw2", "ab2")):
+        assert np.array_equal(mine, theirs[name]), name
+
+
+def update_both(sparse, reference, worker, rollout):
+    rewards = a3c_pong.learning_rewards(rollout, sparse.settings.lost_game_reward)
+    states = dense(rollout)
+    step = states[:-1], states[-1], rollout.actions, rewards, rollout.terminal
+    sparse.update_global(worker, rollout, rewards)
+    reference.update_global(worker, *step)
+
+
+def pull_both(sparse, reference, worker):
+    sparse.pull_global(worker)
+    reference.pull_global(worker)
+    assert_pulled(sparse, worker)
+
+
+def both(tf, workers, **settings):
+    settings = a3c_pong.Settings(**settings)
+    sparse = Sparse(tf, workers, settings)
+    return sparse, DenseA3C(tf, sparse.values(sparse.globalnet), workers, settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings", [{}, dict(lr_actor=5e-5, lr_critic=2e-4, gamma=0.99, beta=0.01)], ids=str
+)
+def test_200_updates_equal_the_dense_graph(tf, rollouts, settings):
+    sparse, reference = both(tf, 1, **settings)
+    for k in range(200):
+        update_both(sparse, reference, 0, rollouts[k % len(rollouts)])
+        pull_both(sparse, reference, 0)
+    assert_equal(sparse, reference)
+
+
+@pytest.mark.slow
+def test_two_workers_interleaved_updates_equal_the_dense_graph(tf, rollouts):
+    """Gradients of local weights that the other worker has overtaken, in an irregular order."""
+    sparse, reference = both(tf, 2)
+    order = np.random.default_rng(5)
+    for k in range(200):
+        worker = int(order.integers(2))
+        update_both(sparse, reference, worker, rollouts[k % len(rollouts)])
+        if order.random() < 0.6:
+            pull_both(sparse, reference, worker)
+    assert_equal(sparse, reference)
+
+
+def paddles_of_two_steps(rollout):
+    """The first two steps of a rollout, without the ball: the rows between the paddles are 0."""
+    at_the_sides = np.isin(rollout.rows % 80, (8, 9, 70, 71))
+    assert at_the_sides.any()
+    return pong_actor.Rollout(
+        rollout.rows[at_the_sides],
+        rollout.states[:3, at_the_sides],
+        rollout.actions[:2],
+        rollout.rewards[:2],
+        False,
+        False,
+    )
+
+
+@pytest.mark.slow
+def test_rows_untouched_for_1000_updates_are_decayed_as_the_dense_ones(tf, rollouts):
+    sparse, reference = both(tf, 1)
+    for rollout in rollouts[:20]:
+        update_both(sparse, reference, 0, rollout)
+    for k in range(1020):
+        update_both(sparse, reference, 0, paddles_of_two_steps(rollouts[k % len(rollouts)]))
+    untouched = sparse.globalnet.row_log.updates - sparse.globalnet.row_log.touched_by
+    assert ((untouched > 1000) & (untouched < 1040)).sum() > 100  # touched once, then not
+    assert_equal(sparse, reference)
+    for rollout in rollouts[:10]:  # and touched again
+        update_both(sparse, reference, 0, rollout)
+    assert_equal(sparse, reference)
+
+
+def test_probability_zero_gives_no_nan(tf, rollouts):
+    """The chapter's log(0) turns all weights into NaN."""
+    sparse = Sparse(tf, 1, a3c_pong.Settings())
+    local = sparse.locals[0]
+    certain = np.array([200, 0, 0, 0, 0, 0], np.float32)
+    for net in (local, sparse.globalnet):
+        net.a_params[2].load(certain, sparse.session)
+    rollout = rollouts[0]._replace(actions=np.full_like(rollouts[0].actions, 3))
+    feed = {local.rows: rollout.rows, local.s: rollout.states}
+    assert sparse.session.run(local.a_prob, feed)[0, 3] == 0
+    sparse.update_global(0, rollout, [1.0] * len(rollout.actions))
+    for name, values in sparse.values(sparse.globalnet).items():
+        assert np.isfinite(values).all(), name
+
+
+def test_the_actors_policy_is_the_local_net_s(tf, rollouts):
+    sparse = Sparse(tf, 1, a3c_pong.Settings())
+    local, rollout = sparse.locals[0], rollouts[40]
+    sparse.update_global(0, rollout, [1.0] * len(rollout.actions))
+    sparse.pull_global(0)
+    player = pong_actor.Player(None, sparse.policies[0], 0)
+    feed = {local.rows: rollout.rows, local.s: rollout.states}
+    expected = sparse.session.run(local.a_prob, feed)
+    for state, probabilities in zip(rollout.states, expected):
+        weights = np.array(player.action_weights(rollout.rows[state > 0].astype(np.int64)))
+        np.testing.assert_allclose(weights / weights.sum(), probabilities, atol=1e-6)
+
+
+def test_no_update_is_decayed_twice_under_contention(tf):
+    """Four threads, overlapping rows, gradient 0: a mean square may miss a decay that another
+    thread overwrote, but is never below what its number of updates allows."""
+    graph, updates = tf.Graph(), 40
+    with graph.as_default(), tf.variable_scope("race", use_resource=True):
+        session = a3c_pong.new_session()
+        kernel = tf.get_variable("kernel", [6400, 400], initializer=tf.zeros_initializer())
+        optimizer, log = a3c_pong.RowRMSProp(kernel, np.full(400, 1e-4)), a3c_pong.RowLog()
+        rows = tf.placeholder(tf.int32, [None])
+        push = optimizer.apply_gradients(tf.zeros([tf.shape(rows)[0], 400]), rows)
+        update = a3c_pong.make_callable(session, push, [rows])
+        catch_up = optimizer.catch_up(session)
+        session.run(tf.global_variables_initializer())
+
+    def work(seed):
+        chosen = np.random.default_rng(seed)
+        for _ in range(updates):
+            some = np.sort(chosen.choice(400, 100, replace=False)).astype(np.int32)
+            log.begin_update(some, catch_up)
+            update(some)
+
+    threads = [threading.Thread(target=work, args=[seed]) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert log.updates == 4 * updates
+    mean_square = session.run(optimizer.mean_square)[:400]
+    allowed = a3c_pong.DECAY ** log.touched_by[:400, np.newaxis]
+    assert (mean_square >= allowed * (1 - 1e-4)).all()
+    assert (np.median(mean_square / allowed)) < a3c_pong.DECAY**-10  # and most were not lost
+
+
+def test_a_pull_takes_what_others_changed_and_nothing_else():
+    log = a3c_pong.RowLog()
+    rows, now = log.changed_since(0)
+    assert len(rows) == 6400  # the first pull copies the global net
+    log.end_update(np.array([3, 5], np.int32))
+    log.end_update(np.array([5, 9], np.int32))
+    assert log.changed_since(now)[0].tolist() == [3, 5, 9]
+    assert log.changed_since(now + 1)[0].tolist() == [5, 9]
+    assert log.changed_since(now + 2)[0].tolist() == []
+
+
+def test_the_public_way_to_a_callable_gives_the_same(tf):
+    """Where TensorFlow's private way is missing."""
+    with tf.Graph().as_default():
+        session = a3c_pong.new_session()
+        x = tf.placeholder(tf.float32, [None])
+        counter = tf.get_variable("n", initializer=0.0, use_resource=True)
+        session.run(tf.global_variables_initializer())
+        fetches = [2 * x, counter.assign_add(1.0).op, x + 1]
+        fast = a3c_pong.make_callable(session, fetches, [x])
+        assert type(fast).__name__ == "_Callable"  # this TensorFlow has it
+
+        class Public:
+            make_callable = session.make_callable
+
+        slow = a3c_pong.make_callable(Public(), fetches, [x])
+        value = np.array([1, 2], np.float32)
+        for one, other in zip(fast(value), slow(value), strict=True):
+            assert np.array_equal(one, other)
+        assert session.run(counter) == 2

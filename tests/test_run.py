@@ -1,0 +1,545 @@
+"""The program as its user meets it: the real script in processes, with real signals."""
+
+import contextlib
+import csv
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import termios
+import time
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+import a3c_pong
+
+ROOT = pathlib.Path(a3c_pong.__file__).parent
+GAME_LINE = re.compile(
+    r"^(W_\d+) Ep: (\d+) \| Ep_r: (-?\d+) \| score: (-?\d+) \(running -?\d+\.\d\)$", re.MULTILINE
+)
+LAST_LINE = re.compile(r"^(.+): ([\d,]+) games, ([\d,]+) steps in (\d+):(\d\d):(\d\d); curve in ")
+HEADER = "episode,worker,agent_steps,seconds,score,reward,running_score,running_reward"
+START_UP = 60  # seconds it may take on a busy machine
+HAS_TKINTER = importlib.util.find_spec("_tkinter") is not None
+
+
+def wait_until(holds, seconds=START_UP):
+    """What `holds` returns as soon as it is true, or its last answer after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not (answer := holds()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return answer
+
+
+class Program:
+    """The script's process in a folder of its own, with what it has written."""
+
+    def __init__(self, folder, options, program, variables):
+        self.folder = folder
+        folder.mkdir()
+        environment = {name: value for name, value in os.environ.items()
+                       if name not in ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")}  # fmt: skip
+        self.mark = f"TEST_FOLDER={folder}"  # which its actors inherit, whoever their parent is
+        environment.update(variables, TEST_FOLDER=str(folder), PYTHONPATH=str(ROOT))
+        if "--run-dir" not in options and "--help" not in options:
+            options = ["--run-dir", str(folder / "run"), *options]
+        with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, *program, *options],
+                cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+            )  # fmt: skip
+
+    @property
+    def out(self):
+        return (self.folder / "out").read_text()
+
+    @property
+    def err(self):
+        return (self.folder / "err").read_text()
+
+    def wait(self, seconds=START_UP):
+        """The exit status."""
+        return self.process.wait(seconds)
+
+    def signal(self, number):
+        self.process.send_signal(number)
+
+    def games(self):
+        """(worker, episode, reward, score) of each game printed, as strings."""
+        return GAME_LINE.findall(self.out)
+
+    def played(self):
+        """Of the last line: why it stopped, and how many games, steps and seconds there were."""
+        reason, *numbers = LAST_LINE.match(self.out.splitlines()[-1]).groups()
+        games, steps, hours, minutes, seconds = (int(n.replace(",", "")) for n in numbers)
+        return reason, games, steps, 3600 * hours + 60 * minutes + seconds
+
+    def rows(self):
+        """The rows of scores.csv."""
+        text = (self.folder / "run" / "scores.csv").read_text()
+        assert text.splitlines()[0] == HEADER
+        return list(csv.DictReader(text.splitlines()))
+
+    def curves(self):
+        """How many pixels the curves of score and reward take in reward.png."""
+        picture = read_picture(self.folder / "run" / "reward.png")
+        curves = picture[:, picture.shape[1] // 4 :]  # without the legend's lines, on the left
+        return count_pixels(curves, (0x1F, 0x77, 0xB4)), count_pixels(curves, (0xFF, 0x7F, 0x0E))
+
+    def actors(self):
+        """Process ids of its actors that live."""
+        found = []
+        for process in pathlib.Path("/proc").glob("[0-9]*"):
+            try:
+                ours = self.mark.encode() in (process / "environ").read_bytes().split(b"\0")
+                if ours and b"pong_actor.py" in (process / "cmdline").read_bytes():
+                    found.append(int(process.name))
+            except OSError:  # another user's, or gone
+                continue
+        return found
+
+    def no_actor_is_left(self, seconds):
+        return wait_until(lambda: not self.actors(), seconds)
+
+    def kill_all(self):
+        self.process.kill()
+        self.process.wait()
+        for actor in self.actors():
+            kill(actor)
+
+
+def kill(process_id):
+    try:
+        os.kill(process_id, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def read_picture(path):
+    return np.round(matplotlib.image.imread(path)[:, :, :3] * 255).astype(np.uint8)
+
+
+def count_pixels(picture, colour):
+    return int((picture == colour).all(axis=2).sum())
+
+
+@pytest.fixture
+def start(tmp_path):
+    """start(option, ...) starts the script; all its processes are gone when the test is over."""
+    programs = []
+
+    def start(*options, program=(str(ROOT / "a3c_pong.py"),), **variables):
+        folder = tmp_path / f"run{len(programs)}"
+        programs.append(Program(folder, options, program, variables))
+        return programs[-1]
+
+    yield start
+    for program in programs:
+        program.kill_all()
+
+
+# ---------------------------------------------------------------------------------- what it leaves
+
+
+@pytest.mark.slow
+def test_three_games_leave_three_lines_a_table_a_picture_and_the_settings(start):
+    run = start("--max-episodes", "3", "--workers", "2", "--beta", "0.001")
+    assert run.wait() == 0
+    assert run.err == ""
+    rows, games = run.rows(), run.games()
+    assert [game[1] for game in games] == ["0", "1", "2"]
+    assert len(run.out.splitlines()) == 1 + 3 + 1
+    assert [row["episode"] for row in rows] == ["0", "1", "2"]
+    assert [(row["worker"], row["score"]) for row in rows] == [(g[0], g[3]) for g in games]
+    assert {row["worker"] for row in rows} <= {"W_0", "W_1"}
+    for name in ("agent_steps", "seconds"):
+        values = [float(row[name]) for row in rows]
+        assert values == sorted(set(values)) and values[0] > 0
+
+    running_score = running_reward = None
+    for row, game in zip(rows, games):
+        score, reward = int(row["score"]), float(row["reward"])
+        assert -21 <= score < 0  # untrained, it loses every game
+        assert reward == score - 19
+        running_score = score if running_score is None else 0.99 * running_score + 0.01 * score
+        running_reward = reward if running_reward is None else 0.99 * running_reward + 0.01 * reward
+        assert float(row["running_score"]) == pytest.approx(running_score, abs=1e-3)
+        assert float(row["running_reward"]) == pytest.approx(running_reward, abs=1e-3)
+        assert int(game[2]) == pytest.approx(running_reward, abs=1)
+
+    reason, count, steps, _ = run.played()
+    assert (reason, count) == ("3 games played", 3)
+    assert steps >= int(rows[-1]["agent_steps"])
+    config = json.loads((run.folder / "run" / "config.json").read_text())
+    expected = a3c_pong.Settings(
+        max_episodes=3, workers=2, beta=0.001, run_dir=str(run.folder / "run")
+    )
+    seed = config["settings"]["seed"]  # drawn, and written down so that the run can be repeated
+    assert 0 <= seed < 2**24
+    assert config["settings"] == dataclasses.asdict(expected) | {"seed": seed}
+    assert config["versions"].keys() == {"tensorflow", "gymnasium", "ale-py", "numpy"}
+    assert min(run.curves()) > 20
+
+
+@pytest.mark.slow
+def test_a_seed_settles_all_games_of_one_worker(start):
+    runs = [start("--workers", "1", "--seed", seed, "--max-steps", "6000") for seed in "778"]
+    assert [run.wait() for run in runs] == [0, 0, 0]
+    one, same, other = ([{**row, "seconds": None} for row in run.rows()] for run in runs)
+    assert len(one) >= 3
+    assert one == same
+    assert one != other
+
+
+# ---------------------------------------------------------------------------------- when it stops
+
+
+@pytest.mark.slow
+def test_each_limit_stops_the_run(start):
+    by_steps = start("--workers", "2", "--max-steps", "3001")
+    by_minutes = start("--workers", "2", "--max-minutes", "0.05")
+    by_score = start("--workers", "1", "--until-score", "-21")
+    assert [run.wait() for run in (by_steps, by_minutes, by_score)] == [0, 0, 0]
+
+    reason, _, steps, _ = by_steps.played()
+    assert reason == "3,001 steps played"
+    assert 3001 <= steps < 3001 + 2 * 20
+    reason, _, _, seconds = by_minutes.played()
+    assert reason == "0.05 minutes over"
+    assert 3 <= seconds <= 6
+    assert by_score.played()[:2] == ("running score -21 reached", 1)
+    assert len(by_score.rows()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)]
+)
+def test_a_signal_ends_the_run_and_leaves_its_curve(start, number, status):
+    run = start("--workers", "2")
+    assert wait_until(run.games)
+    assert len(run.actors()) == 2
+    run.signal(number)
+    assert run.wait(3) == status
+    assert run.actors() == []
+    assert run.err == ""
+    assert min(run.curves()) > 5
+    if number == signal.SIGHUP:  # the terminal is gone: nothing is written there any more
+        assert len(run.rows()) >= len(run.games()) >= 1
+    else:
+        assert run.played()[0] == ("Ctrl-C" if number == signal.SIGINT else "SIGTERM")
+        assert len(run.rows()) == len(run.games()) == run.played()[1] >= 1
+
+
+@pytest.mark.slow
+def test_under_nohup_a_lost_terminal_does_not_end_the_run(start):
+    ignoring = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+    ignoring += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    script = str(ROOT / "a3c_pong.py")
+    run = start("--max-episodes", "12", program=("-c", ignoring, script))
+    assert wait_until(run.games)
+    run.signal(signal.SIGHUP)
+    assert run.wait() == 0
+    assert len(run.games()) == 12
+
+
+@pytest.mark.slow
+def test_a_terminal_shows_a_bar_under_the_games(tmp_path):
+    ours, programs = pty.openpty()
+    termios.tcsetwinsize(programs, (30, 100))
+    command = [sys.executable, str(ROOT / "a3c_pong.py"), "--render", "never"]
+    options = ["--max-episodes", "12", "--run-dir", str(tmp_path / "run")]
+    environment = dict(os.environ, TERM="xterm-256color")
+    process = subprocess.Popen(
+        [*command, *options], stdin=programs, stdout=programs, stderr=programs, env=environment
+    )
+    os.close(programs)
+    written = b""
+    with contextlib.suppress(OSError):  # the terminal's end when the program has ended
+        while read := os.read(ours, 4096):
+            written += read
+    assert process.wait(10) == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written.decode()).replace("\r", "\n")
+    assert len(GAME_LINE.findall(re.sub(r" +$", "", text, flags=re.MULTILINE))) == 12
+    assert re.search(
+        r"━+ \d+ games, [\d,]+ steps/s, running score -2[01]\.\d, 0:00:\d\d left", text
+    )
+    assert "games played: 12 games" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "seconds, number, status",
+    [(0.1, signal.SIGINT, 130), (1.0, signal.SIGINT, 130), (2.0, signal.SIGTERM, 0)],
+)
+def test_a_signal_during_start_up_ends_it_quietly(start, seconds, number, status):
+    run = start("--workers", "2")
+    assert wait_until(lambda: len(run.actors()) == 2)  # TensorFlow is loaded from here on
+    time.sleep(seconds)
+    run.signal(number)
+    assert run.wait(10) == status
+    assert run.err == ""
+    assert run.actors() == []
+    assert not (run.folder / "run").exists()
+
+
+# ---------------------------------------------------------------------------- when something breaks
+
+
+@pytest.mark.slow
+def test_a_killed_actor_is_replaced_and_plays_on(start):
+    run = start("--workers", "2", "--max-episodes", "20")
+    assert wait_until(run.games)
+    kill(run.actors()[0])
+    assert run.wait() == 0
+    before, notice, after = re.split(r"^(.*actor died.*)$", run.out, flags=re.MULTILINE)
+    worker = notice.split("'")[0]
+    assert notice == (
+        f"{worker}'s actor died (killed by SIGKILL) and is started again, with a new game"
+    )
+    assert worker in [game[0] for game in GAME_LINE.findall(after)]
+    assert {game[0] for game in run.games()} == {"W_0", "W_1"}  # each thread runs its own worker
+    assert len(run.rows()) == len(run.games()) == 20
+    assert run.err == ""
+
+
+@pytest.mark.slow
+def test_actors_that_die_again_and_again_end_the_run(start):
+    run = start("--workers", "2")
+    assert wait_until(run.games)
+
+    def ended():
+        for actor in run.actors():
+            kill(actor)
+        return run.process.poll() is not None
+
+    assert wait_until(ended, 30)
+    assert run.wait() == 1
+    assert len(run.err.splitlines()) == 1
+    assert "actor died (killed by SIGKILL), the 5th death within 60 s" in run.err
+    assert max(run.out.count(f"{w}'s actor died") for w in ("W_0", "W_1")) == 4
+    assert len(run.rows()) >= 1
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_no_actor_and_no_shared_memory(start):
+    before = set(os.listdir("/dev/shm"))
+    run = start("--workers", "2")
+    assert wait_until(run.games)
+    assert len(run.actors()) == 2
+    run.signal(signal.SIGKILL)
+    assert run.no_actor_is_left(2)
+    assert wait_until(lambda: set(os.listdir("/dev/shm")) <= before, 2)
+
+
+@pytest.mark.slow
+def test_an_exception_in_a_worker_ends_the_run_and_leaves_its_curve(start):
+    driver = """if True:
+        import sys, a3c_pong
+        learning_rewards, calls = a3c_pong.learning_rewards, []
+        def failing(*arguments):
+            calls.append(arguments)
+            return learning_rewards(*arguments) if len(calls) < 300 else 1 / 0
+        a3c_pong.learning_rewards = failing
+        sys.exit(a3c_pong.main(sys.argv[1:]))"""
+    run = start("--workers", "2", program=("-c", driver))
+    assert run.wait() == 1
+    assert "Traceback" in run.err
+    assert run.err.splitlines()[-1] == "ZeroDivisionError: division by zero"
+    assert len(run.rows()) >= 1
+    assert min(run.curves()) > 5
+    assert run.actors() == []
+
+
+# ---------------------------------------------------------------------------------- what it is told
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ("--workers 0", "--workers"),
+        ("--gamma 1.5", "--gamma"),
+        ("--gamma nan", "--gamma"),
+        ("--gamma x", "--gamma"),
+        ("--beta -1", "--beta"),
+        ("--lr-actor 0", "--lr-actor"),
+        ("--env-id Nope-v0", "Nope"),
+        ("--env-id Breakout-v0", "Breakout-v0"),
+        ("--steps-per-update 0", "--steps-per-update"),
+        ("--seed -1", "--seed"),
+        ("--until-score 40", "--until-score"),
+        ("--max-minutes 0", "--max-minutes"),
+        ("--render window", "--render"),
+        ("--run-dir /proc/nope", "/proc/nope"),
+        ("--bogus", "--bogus"),
+    ],
+)
+def test_a_wrong_option_is_named_in_one_line(start, options, named):
+    run = start(*options.split())
+    assert run.wait() == 2
+    assert run.out == ""
+    assert len(run.err.splitlines()) == 1 and named in run.err
+    assert run.actors() == []
+    assert not (run.folder / "run").exists()
+
+
+def test_a_folder_that_holds_a_run_is_left_as_it_is(start, tmp_path):
+    (tmp_path / "scores.csv").write_text("a run's\n")
+    run = start("--run-dir", str(tmp_path))
+    assert run.wait() == 2
+    assert run.out == ""
+    assert len(run.err.splitlines()) == 1 and str(tmp_path) in run.err
+    assert (tmp_path / "scores.csv").read_text() == "a run's\n"
+
+
+def test_a_file_is_no_folder(start, tmp_path):
+    (tmp_path / "file").write_text("")
+    run = start("--run-dir", str(tmp_path / "file"))
+    assert run.wait() == 2
+    assert run.err.endswith("file: it is not a folder\n") and len(run.err.splitlines()) == 1
+
+
+def test_help_mentions_every_setting(start):
+    run = start("--help")
+    assert run.wait() == 0
+    assert run.err == ""
+    options = re.findall(r"^  (--[a-z-]+)", run.out, re.MULTILINE)
+    assert options == [
+        "--" + field.name.replace("_", "-") for field in dataclasses.fields(a3c_pong.Settings)
+    ]
+
+
+def test_importing_the_modules_does_nothing(start):
+    code = """if True:
+        import sys, threading
+        import a3c_pong, pong_actor, preprocessing
+        assert "tensorflow" not in sys.modules
+        assert threading.active_count() == 1"""
+    run = start("--bogus", program=("-c", code))
+    assert run.wait() == 0
+    assert (run.out, run.err) == ("", "")
+    assert sorted(os.listdir(run.folder)) == ["err", "out"]
+
+
+# -------------------------------------------------------------------------------------- in a window
+
+
+class Screen:
+    """An X display, 1280 by 800, that nobody looks at, and that needs no X client to be seen."""
+
+    def __init__(self, folder):
+        reading, writing = os.pipe()
+        self.process = subprocess.Popen(
+            ["Xvfb", "-displayfd", str(writing), "-screen", "0", "1280x800x24", "-noreset",
+             "-fbdir", str(folder)],
+            pass_fds=[writing], stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.close(writing)
+        with open(reading) as number:
+            self.name = f":{int(number.readline())}"
+        self.frame_buffer = folder / "Xvfb_screen0"
+
+    def ask(self, *arguments):
+        """What xdotool prints."""
+        environment = {**os.environ, "DISPLAY": self.name}
+        command = ["xdotool", *arguments]
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        return subprocess.run(command, env=environment, text=True, timeout=30, **pipes).stdout
+
+    def windows(self, name):
+        """The ids of the windows with that in their names, as they are now: SDL changes its own."""
+        # `search --name` passes over SDL's window, whose WM_NAME has a type that it does not know
+        every = self.ask("search", "--maxdepth", "1", "--class", "").split()
+        return [w for w in every if name in self.ask("getwindowname", w)]
+
+    def picture(self, window):
+        """What the screen shows where a window is, [height, width, 3] uint8; None if it is gone."""
+        text = self.ask("getwindowgeometry", "--shell", window)
+        where = {name: int(n) for name, n in re.findall(r"^(X|Y|WIDTH|HEIGHT)=(-?\d+)", text, re.M)}
+        if len(where) < 4:
+            return None
+        data = self.frame_buffer.read_bytes()  # in the format XWD: a header, colours, the pixels
+        header = np.frombuffer(data, ">u4", 25)
+        width, height, bytes_per_line = (int(header[i]) for i in (4, 5, 12))
+        pixels = np.frombuffer(data, np.uint8, height * bytes_per_line, header[0] + 12 * header[19])
+        image = pixels.reshape(height, bytes_per_line // 4, 4)[:, :width, 2::-1]
+        right, below = where["X"] + where["WIDTH"], where["Y"] + where["HEIGHT"]
+        return image[max(0, where["Y"]) : below, max(0, where["X"]) : right]
+
+
+@pytest.fixture
+def screen(tmp_path):
+    """A `Screen`."""
+    missing = [name for name in ("Xvfb", "xdotool") if not shutil.which(name)]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    screen = Screen(tmp_path)
+    try:
+        yield screen
+    finally:
+        screen.process.kill()
+        screen.process.wait()
+
+
+def shows_court(picture):
+    """Whether a picture of the emulator's window is one of Pong with both paddles."""
+    court = picture[len(picture) // 5 : len(picture) * 9 // 10]  # without scores and walls
+    paddle, rival = (count_pixels(court, c) for c in ((92, 186, 92), (213, 130, 74)))
+    background, walls = (count_pixels(picture, c) for c in ((144, 72, 17), (236, 236, 236)))
+    return background > 90_000 and walls > 10_000 and 100 < paddle < 400 and 100 < rival < 400
+
+
+@pytest.mark.slow
+def test_a_window_shows_the_game_and_its_closing_ends_neither_run_nor_worker(start, screen):
+    run = start("--workers", "2", "--render", "window", DISPLAY=screen.name)
+    assert wait_until(lambda: screen.windows("Arcade Learning Environment"))
+    if HAS_TKINTER:
+        assert wait_until(lambda: screen.windows("A3C on Pong"))
+    assert wait_until(run.games)
+    assert run.out.startswith(f"3 workers on {os.cpu_count()} cores, ")
+    assert len(run.actors()) == 3
+
+    def court_is_seen():
+        for emulator in screen.windows("Arcade Learning Environment"):
+            screen.ask("windowraise", emulator)  # the plot covers part of it
+            picture = screen.picture(emulator)
+            if picture is not None and shows_court(picture):
+                return emulator
+
+    emulator = wait_until(court_is_seen, 20)
+    assert emulator
+
+    screen.ask("windowclose", emulator)
+    assert wait_until(lambda: "W_0's actor died" in run.out, 10)
+    assert "started again" in run.out
+    assert wait_until(lambda: "W_0" in [game[0] for game in run.games()], 30)
+    assert screen.windows("Arcade Learning Environment") == []
+
+    run.signal(signal.SIGINT)
+    assert run.no_actor_is_left(3)
+    if HAS_TKINTER:
+        assert wait_until(lambda: "the plot stands until its window is closed" in run.out, 3)
+        assert screen.windows("A3C on Pong")
+        run.signal(signal.SIGINT)
+    assert run.wait(3) == 130
+    assert run.err == ""
+
+
+@pytest.mark.slow
+def test_a_killed_run_takes_its_window_with_it(start, screen):
+    run = start("--workers", "1", "--render", "window", DISPLAY=screen.name)
+    assert wait_until(lambda: screen.windows("Arcade Learning Environment"))
+    assert wait_until(run.games)
+    assert len(run.actors()) == 2
+    run.signal(signal.SIGKILL)
+    assert run.no_actor_is_left(2)
+    assert screen.windows("Arcade Learning Environment") == []
