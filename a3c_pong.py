@@ -1,8 +1,8 @@
-"""Asynchronous advantage actor-critic (A3C) on Pong.
+"""Asynchronous advantage actor-critic (A3C) on Pong, and the chapter's three methods beside it.
 
-Mnih et al., "Asynchronous Methods for Deep Reinforcement Learning", 2016 (arXiv 1602.01783),
-algorithm S3, as the textbook chapter "Asynchronous Methods" writes it: one thread per core plays
-Pong with its own copy of the network and changes the global one without waiting for the others.
+Mnih et al., "Asynchronous Methods for Deep Reinforcement Learning", 2016 (arXiv 1602.01783), as the
+textbook chapter "Asynchronous Methods" writes it: one thread per core plays Pong with its own copy
+of the network and changes the global one without waiting for the others.
 
     python a3c_pong.py                     train as the chapter does; Ctrl-C stops, draws the curve
     python a3c_pong.py --max-minutes 20    the same, for 20 minutes
@@ -16,6 +16,7 @@ import contextlib
 import csv
 import dataclasses
 import errno
+import functools
 import importlib.metadata
 import json
 import math
@@ -28,7 +29,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Literal, NamedTuple, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import matplotlib.figure
 import numpy as np
@@ -52,6 +53,9 @@ def setting(default, meaning):
 class Settings:
     """All that can be set; the command line is made of it. In brackets: a default's origin."""
 
+    method: Literal["a3c", "one-step-q", "one-step-sarsa", "n-step-q"] = setting(
+        "a3c", "which of the chapter's four [chapter: its code is a3c's]"
+    )
     env_id: str = setting("Pong-v0", "Gymnasium id of the Pong to play [chapter: game_env]")
     workers: int | None = setting(None, "threads; none: one per core [chapter: num_workers]")
     max_episodes: int = setting(100_000, "games to play [chapter: max_global_episodes]")
@@ -59,10 +63,32 @@ class Settings:
     max_minutes: float | None = setting(None, "minutes to train [ours]")
     until_score: float | None = setting(None, "running score, -21 to 21, to stop at [ours]")
     steps_per_update: int = setting(20, "steps of a rollout [chapter: global_iteration_update]")
+    frames: int = setting(1, "latest frames that make a state [chapter: one]")
     gamma: float = setting(0.9, "discount factor of the returns [chapter]")
+    gae_lambda: float = setting(
+        1.0, "a3c: lambda of generalized advantage estimation [1 gives the chapter's returns]"
+    )
+    cut_at_points: bool = setting(False, "returns end where a point is scored [chapter: no]")
     beta: float = setting(0.0001, "weight of the policy's entropy in the actor's loss [chapter]")
+    beta_end: float | None = setting(None, "beta once annealed; none: beta does not change [ours]")
     lr_actor: float = setting(0.0001, "learning rate of the actor [chapter]")
     lr_critic: float = setting(0.0001, "learning rate of the critic [chapter]")
+    lr_q: float = setting(0.0001, "learning rate of a Q-network [a3c's; paper: 0.0001 to 0.01]")
+    anneal_steps: int | None = setting(
+        None, "agent steps in which the learning rates fall to 0, none: never [paper: all]"
+    )
+    loss: Literal["auto", "mean", "sum"] = setting(
+        "auto", "over a rollout; auto: a3c mean, others sum [chapter's code, its pseudo-code]"
+    )
+    rmsprop_decay: float = setting(0.9, "of RMSProp's mean squares [chapter: TensorFlow's]")
+    rmsprop_epsilon: float = setting(1e-10, "under RMSProp's root [chapter: TensorFlow's]")
+    clip_norm: float | None = setting(None, "longest gradient of an update; none: any [ours]")
+    target_steps: int = setting(
+        10_000, "agent steps between copies to the target net [paper: 40,000 frames, 4 a step]"
+    )
+    epsilon_frames: int = setting(
+        4_000_000, "frames in which epsilon falls from 1 [paper, section 5.1]"
+    )
     lost_game_reward: float | None = setting(
         -20.0, "what a lost game's last reward is replaced by; none: nothing [chapter]"
     )
@@ -75,11 +101,15 @@ class Settings:
     def check(self):
         """Raises ValueError, with one line for the user, where a value makes no sense."""
         must = {name: (lambda n: n >= 1, "at least 1") for name in
-                ("workers", "max_episodes", "max_steps", "steps_per_update")}  # fmt: skip
+                ("workers", "max_episodes", "max_steps", "steps_per_update", "frames",
+                 "anneal_steps", "target_steps", "epsilon_frames")}  # fmt: skip
         must |= {name: (lambda x: 0 < x < math.inf, "a number above 0") for name in
-                 ("max_minutes", "lr_actor", "lr_critic")}  # fmt: skip
-        must["gamma"] = lambda x: 0 <= x <= 1, "between 0 and 1"
-        must["beta"] = lambda x: 0 <= x < math.inf, "0 or a number above"
+                 ("max_minutes", "lr_actor", "lr_critic", "lr_q", "rmsprop_epsilon",
+                  "clip_norm")}  # fmt: skip
+        must |= {name: (lambda x: 0 <= x <= 1, "between 0 and 1") for name in
+                 ("gamma", "gae_lambda", "rmsprop_decay")}  # fmt: skip
+        must |= {name: (lambda x: 0 <= x < math.inf, "0 or a number above") for name in
+                 ("beta", "beta_end")}  # fmt: skip
         must["lost_game_reward"] = math.isfinite, "a number or none"
         must["until_score"] = lambda x: -21 <= x <= 21, "between -21 and 21"
         must["seed"] = lambda n: 0 <= n < 2**31, "between 0 and 2147483647"
@@ -95,8 +125,8 @@ def option(name):
 
 
 def shown(value):
-    """A value as it is written on the command line."""
-    return "none" if value is None else str(value)
+    """A value as the command line or the help has it."""
+    return {"None": "none", "False": "no", "True": "yes"}.get(str(value), str(value))
 
 
 def parse_settings(arguments):
@@ -113,6 +143,8 @@ def parse_settings(arguments):
         how = {"help": f"{field.metadata['help']} (default: {shown(field.default)})"}
         if get_origin(field.type) is Literal:
             how["choices"] = kinds
+        elif field.type is bool:
+            how["action"] = argparse.BooleanOptionalAction
         else:
             how["type"], how["metavar"] = reader(*kinds), kinds[0].__name__.upper()
         parser.add_argument(option(field.name), default=field.default, **how)
@@ -198,107 +230,127 @@ def make_callable(session, fetches, feeds):
 # ----------------------------------------------------------------------------------------- networks
 
 
-class ActorCriticNetwork:
+class Net(NamedTuple):
+    """The variables and outputs of networks that see the same state."""
+
+    kernel: Any  # [inputs, units]: the kernels of their first layers, side by side
+    kernel_rows: Any  # [U, units]: those of a rollout's pixels
+    params: dict  # name -> its other variables: bias, head_kernel, head_bias
+    outputs: dict  # name -> [T + 1, outputs]
+
+
+class Network:
     """The global network, or a worker's local copy with its losses and the traffic between them.
 
     A state is given by its active pixels. A pixel that is 0 adds nothing to `state @ kernel` and
     gets no gradient, so both are computed from the rows of the kernel that belong to a rollout's
-    pixels: the same numbers from 100-300 rows instead of 6,400. The first layers of actor and
-    critic see the same pixels, so their kernels stand side by side in one variable, where a row is
-    one stretch of memory. All else is apart, as in the chapter.
+    pixels: the same numbers from 100-300 rows instead of 6,400. Where a method has two networks,
+    an actor and a critic, their first layers see the same pixels, so that their kernels stand side
+    by side in one variable, where a row is one stretch of memory. All else is apart.
+
+    What makes a method is in the classes below: its networks (`heads`, the policy's first), its
+    losses (`_build_losses`), what a state is worth to a return that ends before the game does
+    (`bootstrap_values`), how far returns look ahead (`lambda_`), and how the actor explores
+    (`exploration`, `CHOOSES_AHEAD`).
     """
 
-    UNITS = ACTOR_UNITS, CRITIC_UNITS = 300, 100
+    DTYPE = "float32"
+    CHOOSES_AHEAD = False  # whether the action after a rollout is chosen before the update
 
     def __init__(self, scope, session, num_actions, settings, globalAC=None):
-        with tf.variable_scope(scope, use_resource=True):
+        """globalAC: for a local copy, the global network."""
+        self.num_actions, self.settings, self.globalAC = num_actions, settings, globalAC
+        with tf.variable_scope(scope, use_resource=True, dtype=self.DTYPE):
             self.rows = tf.placeholder(tf.int32, [None], "rows")  # [U]
-            self.s = tf.placeholder(tf.float32, [None, None], "state")  # [T + 1, U]
-            self._build_net(num_actions)
+            self.s = tf.placeholder(self.DTYPE, [None, None], "state")  # [T + 1, U]
+            self.net = self._build_net()
             if globalAC is None:
-                self._build_optimizers(settings)
+                self._build_global(session)
             else:
-                self.globalAC, self.pulled_at = globalAC, 0
-                self._build_losses(settings)
+                self.pulled_at = 0
                 self._build_sync(session)
 
-    def _build_net(self, num_actions):
+    def _build_net(self):
+        """A `Net` for the state, of new variables or, where the scope is reused, of its own."""
         w_init, b_init = tf.random_normal_initializer(0.0, 0.1), tf.zeros_initializer()
-
-        def network(name, layer, outputs):
-            """A network from its layer's products on: (variables, output [T + 1, outputs])."""
-            units = layer.shape[1]
+        inputs, units = INPUT_SIZE * self.settings.frames, [n for n, *_ in self.heads().values()]
+        kernel = tf.get_variable("kernel", [inputs, sum(units)], initializer=w_init)
+        net = Net(kernel, tf.gather(kernel, self.rows), {}, {})
+        layers = tf.split(self.s @ net.kernel_rows, units, axis=1)  # [T + 1, n]
+        for layer, (name, (n, outputs, _)) in zip(layers, self.heads().items()):
             with tf.variable_scope(name):
-                bias = tf.get_variable("bias", [units], initializer=b_init)
-                head_kernel = tf.get_variable("head_kernel", [units, outputs], initializer=w_init)
+                bias = tf.get_variable("bias", [n], initializer=b_init)
+                head_kernel = tf.get_variable("head_kernel", [n, outputs], initializer=w_init)
                 head_bias = tf.get_variable("head_bias", [outputs], initializer=b_init)
             layer = tf.nn.relu6(tf.nn.bias_add(layer, bias))
-            return [bias, head_kernel, head_bias], tf.nn.bias_add(layer @ head_kernel, head_bias)
+            net.params[name] = [bias, head_kernel, head_bias]
+            net.outputs[name] = tf.nn.bias_add(layer @ head_kernel, head_bias)
+        return net
 
-        self.kernel = tf.get_variable("kernel", [INPUT_SIZE, sum(self.UNITS)], initializer=w_init)
-        self.kernel_rows = tf.gather(self.kernel, self.rows)  # [U, 400]
-        l_a, l_c = tf.split(self.s @ self.kernel_rows, self.UNITS, axis=1)
-        self.a_params, self.logits = network("actor_network", l_a, num_actions)
-        self.c_params, self.v = network("critic_network", l_c, 1)  # state value [T + 1, 1]
-        self.a_prob = tf.nn.softmax(self.logits)  # [T + 1, actions]
-
-    def _build_optimizers(self, settings):
-        """The two optimizers of the global network, and what goes with its kernel's rows."""
-        self.actor_train = rmsprop(settings.lr_actor, "RMSPropOptimiserActor")
-        self.critic_train = rmsprop(settings.lr_critic, "RMSPropOptimiserCritic")
-        self.kernel_train = RowRMSProp(
-            self.kernel, np.repeat([settings.lr_actor, settings.lr_critic], self.UNITS)
-        )
-        self.row_log = RowLog()
-
-    def _build_losses(self, settings):
-        """The chapter's losses, a number for each step of the rollout; the loss is their mean."""
-        self.a_his = tf.placeholder(tf.int32, [None], "action")  # [T]
-        self.rewards = tf.placeholder(tf.float32, [None], "discounted_rewards")  # [T]
-        self.discounts = tf.placeholder(tf.float32, [None], "discounts")  # [T]
-        v_s_ = tf.stop_gradient(self.v[-1, 0])  # value of the state after the last step
-        v_target = self.rewards + self.discounts * v_s_
-        td = v_target - self.v[:-1, 0]  # temporal difference error [T]
-        self.c_losses = tf.square(td)
-        # the chapter's log(softmax) is -inf at probability 0, its gradient NaN; this is neither
-        log_prob = -tf.nn.sparse_softmax_cross_entropy_with_logits(
-            labels=self.a_his, logits=self.logits[:-1]
-        )  # [T]
-        entropy = -tf.reduce_sum(self.a_prob * tf.log(self.a_prob + 1e-5), axis=1)[:-1]  # [T]
-        self.a_losses = -(settings.beta * entropy + log_prob * tf.stop_gradient(td))
+    def _build_global(self, session):
+        """The optimizers: the chapter's for each network, and the same for the kernel's rows."""
+        settings, heads = self.settings, self.heads()
+        self.annealed = tf.placeholder(tf.float32, [], "annealed")  # 0 to 1
+        self.trains = {
+            name: tf.train.RMSPropOptimizer(
+                rate * (1 - self.annealed), settings.rmsprop_decay,
+                epsilon=settings.rmsprop_epsilon, name=f"RMSPropOptimiser_{name}",
+            ) for name, (_, _, rate) in heads.items()
+        }  # fmt: skip
+        rates = np.concatenate([np.full(units, rate) for units, _, rate in heads.values()])
+        self.kernel_train = RowRMSProp(self.net.kernel, rates, 1 - self.annealed, settings)
+        self.row_log = RowLog(int(self.net.kernel.shape[0]))
 
     def _build_sync(self, session):
         """Push, local gradients applied to the global network, and pull, the copy back."""
-        theirs, params = self.globalAC, self.a_params + self.c_params
-        mean = tf.placeholder(tf.float32, [None], "mean")  # [T], all 1 / T: makes losses their mean
+        theirs, groups = self.globalAC, self.globalAC.net.params
+        self.a_his = tf.placeholder(tf.int32, [None], "action")  # [T]
+        self.next_action = tf.placeholder(tf.int32, [], "next_action")
+        rewards = tf.placeholder(self.DTYPE, [None], "rewards")  # [T]
+        weights = tf.placeholder(self.DTYPE, [None, None], "weights")  # [T, T]
+        values = tf.stop_gradient(self.bootstrap_values())[1:, tf.newaxis]  # [T, 1]
+        self.v_target = rewards + (weights @ values)[:, 0]  # [T]
+        losses = self._build_losses()  # each [T]
+        each = tf.placeholder(self.DTYPE, [None], "each")  # [T]: what a step counts in the loss
+        params = [variable for group in self.net.params.values() for variable in group]
         kernel_grad, *grads = tf.gradients(
-            [self.a_losses, self.c_losses], [self.kernel_rows, *params], [mean, mean]
+            losses, [self.net.kernel_rows, *params], [each] * len(losses)
         )
+        if self.settings.clip_norm:
+            clipped, _ = tf.clip_by_global_norm([kernel_grad, *grads], self.settings.clip_norm)
+            kernel_grad, *grads = clipped
         push = theirs.kernel_train.apply_gradients(kernel_grad, self.rows)
-        push.append(theirs.actor_train.apply_gradients(zip(grads[:3], theirs.a_params)))
-        push.append(theirs.critic_train.apply_gradients(zip(grads[3:], theirs.c_params)))
+        for name, group in groups.items():
+            mine, grads = grads[: len(group)], grads[len(group) :]
+            push.append(theirs.trains[name].apply_gradients(zip(mine, group)))
 
-        kernel_rows = tf.gather(theirs.kernel, self.rows)
-        values = [variable.read_value() for variable in theirs.a_params + theirs.c_params]
-        pull = [tf.scatter_update(self.kernel, self.rows, kernel_rows).op]
-        pull += [mine.assign(value).op for mine, value in zip(params, values)]
+        kernel_rows = tf.gather(theirs.net.kernel, self.rows)
+        copies = [variable.read_value() for group in groups.values() for variable in group]
+        pull = [tf.scatter_update(self.net.kernel, self.rows, kernel_rows).op]
+        pull += [mine.assign(copy).op for mine, copy in zip(params, copies)]
 
-        rollout = [self.rows, self.s, self.a_his, self.rewards, self.discounts, mean]
-        self._push = make_callable(session, push, rollout)
-        self._pull = make_callable(session, [kernel_rows, *values[:3], *pull], [self.rows])
+        rollout = [self.rows, self.s, self.a_his, self.next_action]
+        feeds = [*rollout, rewards, weights, each, theirs.annealed]
+        self._push = make_callable(session, push, feeds)
+        self._pull = make_callable(session, [kernel_rows, *copies[:3], *pull], [self.rows])
         self._catch_up = theirs.kernel_train.catch_up(session)
 
-    def update_global(self, rollout, rewards, discounts):
+    def update_global(self, rollout, rewards, weights, annealed=0.0):
         """Apply the local gradients of one rollout to the global network.
 
         Args:
             rollout: a `pong_actor.Rollout`.
-            rewards, discounts: [T] float32, its returns as `discounted_returns` gives them.
+            rewards, weights: [T] and [T, T], its returns as `lambda_returns` gives them.
+            annealed: 0 to 1, how much of their way learning rates (to 0) and beta have gone.
         """
         row_log, steps = self.globalAC.row_log, len(rollout.actions)
         row_log.begin_update(rollout.rows, self._catch_up)
-        states, mean = rollout.states.astype(np.float32), np.full(steps, 1 / steps, np.float32)
-        self._push(rollout.rows, states, rollout.actions, rewards, discounts, mean)
+        each = np.full(steps, 1 if self.sums() else 1 / steps)
+        states, *returns = (
+            np.asarray(x, self.DTYPE) for x in (rollout.states, rewards, weights, each)
+        )
+        played = rollout.rows, states, rollout.actions, np.int32(rollout.next_action)
+        self._push(*played, *returns, np.float32(annealed))
         row_log.end_update(rollout.rows)
 
     def pull_global(self, policy):
@@ -309,31 +361,163 @@ class ActorCriticNetwork:
         """
         rows, self.pulled_at = self.globalAC.row_log.changed_since(self.pulled_at)
         kernel_rows, *values = self._pull(rows)
-        policy.kernel[rows] = kernel_rows[:, : self.ACTOR_UNITS]
+        policy.kernel[rows] = kernel_rows[:, :POLICY_UNITS]
         for array, value in zip(policy[1:], values):
             array[...] = value
 
+    def at_steps(self, before, after):
+        """Told of every stretch of T, the workers' steps together, after it was played."""
+
+    def sums(self):
+        """Whether a loss is the sum over a rollout's steps, or their mean."""
+        return self.settings.loss == "sum"
+
+    def exploration(self, number, seed, frames_per_step):
+        """A function from T to a worker's epsilon; None where it draws from the policy."""
+        return lambda T: None
+
+
+POLICY_UNITS = 300  # of the chapter's actor, and of the Q-networks
+
+
+class ActorCriticNetwork(Network):
+    """The chapter's: an actor, the policy, and a critic, which says what a state is worth."""
+
+    def heads(self):
+        """Name of a network -> units of its layer, outputs, learning rate."""
+        settings = self.settings
+        return {
+            "actor_network": (POLICY_UNITS, self.num_actions, settings.lr_actor),
+            "critic_network": (100, 1, settings.lr_critic),
+        }
+
+    @property
+    def lambda_(self):
+        """1, the chapter's, or another: generalized advantage estimation."""
+        return self.settings.gae_lambda
+
+    def _build_net(self):
+        net = super()._build_net()
+        (self.a_params, self.c_params), (logits, v) = net.params.values(), net.outputs.values()
+        self.logits, self.v = logits, v[:, 0]  # state value [T + 1]
+        self.a_prob = tf.nn.softmax(logits)  # [T + 1, actions]
+        return net
+
+    def bootstrap_values(self):
+        """[T + 1]"""
+        return self.v
+
+    def _build_losses(self):
+        """The chapter's losses, a number for each step."""
+        settings = self.settings
+        td = self.v_target - self.v[:-1]  # temporal difference error [T]
+        self.c_losses = tf.square(td)
+        # the chapter's log(softmax) is -inf at probability 0, its gradient NaN; this is neither
+        log_prob = -tf.nn.sparse_softmax_cross_entropy_with_logits(
+            labels=self.a_his, logits=self.logits[:-1]
+        )  # [T]
+        entropy = -tf.reduce_sum(self.a_prob * tf.log(self.a_prob + 1e-5), axis=1)[:-1]  # [T]
+        beta = settings.beta
+        if settings.beta_end is not None:
+            beta += (settings.beta_end - beta) * tf.cast(self.globalAC.annealed, self.DTYPE)
+        self.a_losses = -(beta * entropy + log_prob * tf.stop_gradient(td))
+        return [self.a_losses, self.c_losses]
+
+
+class QNetwork(Network):
+    """What the chapter's three Q methods share: the actor's layer with a linear output, Q(s, a).
+
+    The global network has a target network beside it, a copy that is made again whenever T has
+    gone another `target_steps`. The actor is epsilon-greedy, with an epsilon of its own.
+    """
+
+    def heads(self):
+        """Name of the network -> units of its layer, outputs, learning rate."""
+        return {"q_network": (POLICY_UNITS, self.num_actions, self.settings.lr_q)}
+
+    def _build_global(self, session):
+        super()._build_global(session)
+        with tf.variable_scope("target") as self.target_scope:
+            target = Network._build_net(self)
+        pairs = [(target.kernel, self.net.kernel)]
+        pairs += zip(target.params["q_network"], self.net.params["q_network"])
+        copy = [theirs.assign(mine.read_value()).op for theirs, mine in pairs]
+        self.refresh_target = make_callable(session, copy, [])
+
+    def target_q(self):
+        """The target network's Q for each state and action, [T + 1, actions]."""
+        with tf.variable_scope(self.globalAC.target_scope, reuse=True):
+            return Network._build_net(self).outputs["q_network"]
+
+    def bootstrap_values(self):
+        """max_a Q(s, a) of the target network, [T + 1]."""
+        return tf.reduce_max(self.target_q(), axis=1)
+
+    def _build_losses(self):
+        q = tf.gather(self.net.outputs["q_network"][:-1], self.a_his, batch_dims=1)  # [T]
+        return [tf.square(self.v_target - q)]
+
+    def at_steps(self, before, after):
+        """Refresh the target network where T has passed a multiple of I_target."""
+        if before // self.settings.target_steps < after // self.settings.target_steps:
+            self.globalAC.refresh_target()
+
+    def sums(self):
+        """They accumulate gradients, in the chapter's pseudo-code."""
+        return self.settings.loss != "mean"
+
+    def exploration(self, number, seed, frames_per_step):
+        """Epsilon-greedy: from 1 to a value drawn for this worker (paper, section 5.1)."""
+        final = np.random.default_rng([seed, number, 1]).choice(EPSILONS, p=EPSILON_PROBABILITIES)
+        steps = self.settings.epsilon_frames / frames_per_step
+        return lambda T: final + (1 - final) * max(0, 1 - T / steps)
+
+
+class OneStepQ(QNetwork):
+    """y = r + gamma max_a' Q(s', a'; target)."""
+
+    lambda_ = 0
+
+
+class OneStepSarsa(QNetwork):
+    """y = r + gamma Q(s', a'; target) with the a' that is taken then, chosen before the update."""
+
+    lambda_ = 0
+    CHOOSES_AHEAD = True
+
+    def bootstrap_values(self):
+        """Q(s, a) of the target network for the action taken there, [T + 1]."""
+        actions = tf.concat([self.a_his, [self.next_action]], 0)
+        return tf.gather(self.target_q(), actions, batch_dims=1)
+
+
+class NStepQ(QNetwork):
+    """R = r_t + gamma r_{t+1} + ... + gamma^n max_a Q(s_{t+n}, a; target)."""
+
+    lambda_ = 1
+
+
+# the paper's distribution of the epsilons that threads end with
+EPSILONS, EPSILON_PROBABILITIES = (0.1, 0.01, 0.5), (0.4, 0.3, 0.3)
+METHODS = {
+    "a3c": ActorCriticNetwork,
+    "one-step-q": OneStepQ,
+    "one-step-sarsa": OneStepSarsa,
+    "n-step-q": NStepQ,
+}
 
 # ---------------------------------------------------------------------------------------- optimizer
 
-# TF 1's RMSProp: epsilon stands inside the root, and mean squares start at ones. The decay is 0.9
-# as float32 has it: powers of the double 0.9 would drift from what the dense optimizer multiplies.
-DECAY, EPSILON = float(np.float32(0.9)), 1e-10
-
-
-def rmsprop(learning_rate, name):
-    """The chapter's optimizer, for all variables but the kernels over the pixels."""
-    return tf.train.RMSPropOptimizer(learning_rate, DECAY, epsilon=EPSILON, name=name)
-
 
 class RowRMSProp:
-    """The same optimizer for the kernels over the pixels, touching only rows that got a gradient.
+    """TF 1's RMSProp for the kernels over the pixels, touching only rows that got a gradient.
 
-    The dense optimizer decays the mean square of every row at every update, and that is all it does
-    to a row whose gradient is zero (momentum is 0). So a row touched again is decayed first for all
-    the updates it missed, by `decay ** missed`: the same numbers, at the price of the rows touched.
-    TensorFlow's own sparse RMSProp does not decay the rows it passes over, and Keras' starts at
-    zero with epsilon outside the root: both are other optimizers.
+    Epsilon stands inside the root, and mean squares start at ones. The dense optimizer decays the
+    mean square of every row at every update, and that is all it does to a row whose gradient is
+    zero (momentum is 0). So a row touched again is decayed first for all the updates it missed, by
+    `decay ** missed`: the same numbers, at the price of the rows touched. TensorFlow's own sparse
+    RMSProp does not decay the rows it passes over, and Keras' starts at zero with epsilon outside
+    the root: both are other optimizers.
 
     Workers update side by side without waiting for each other, as the chapter's do: where two read,
     compute and write the same row at once, what one of the two did to it is lost, its gradient and
@@ -343,26 +527,33 @@ class RowRMSProp:
     under a lock. It is short, and the update itself, which follows, is not in it.
     """
 
-    def __init__(self, kernel, learning_rates):
-        """kernel: [6400, units], the global variable. learning_rates: [units], one per column."""
-        self.kernel = kernel
+    def __init__(self, kernel, learning_rates, scale, settings):
+        """kernel: [inputs, units], the global variable. learning_rates: [units], times a scalar."""
+        self.kernel, self.dtype = kernel, kernel.dtype.base_dtype
         if len(set(learning_rates)) == 1:  # a scalar is multiplied four times as fast as a row
             learning_rates = learning_rates[0]
-        self.learning_rates = tf.constant(learning_rates, tf.float32)
-        ones = tf.ones(kernel.shape)
+        # float32, as the dense optimizer has them: powers of the double 0.9 would drift from its
+        self.learning_rates = tf.cast(np.float32(learning_rates) * scale, self.dtype)
+        self.decay = float(np.float32(settings.rmsprop_decay))
+        self.epsilon = float(np.float32(settings.rmsprop_epsilon))
+        ones = tf.ones(kernel.shape, self.dtype)
         self.mean_square = tf.get_variable("mean_square", initializer=ones, trainable=False)
 
     def catch_up(self, session):
-        """A function that multiplies the mean squares of rows [n] by factors [n, 1]."""
-        rows, factors = tf.placeholder(tf.int32, [None]), tf.placeholder(tf.float32, [None, 1])
+        """A function that decays the mean squares of rows [n] for the updates [n] they missed."""
+        rows, factors = tf.placeholder(tf.int32, [None]), tf.placeholder(self.dtype, [None, 1])
         decayed = tf.gather(self.mean_square, rows) * factors
         operation = tf.scatter_update(self.mean_square, rows, decayed).op
-        return make_callable(session, [operation], [rows, factors])
+        run, dtype = make_callable(session, [operation], [rows, factors]), factors.dtype
+        return lambda rows, missed: run(
+            rows, (self.decay ** missed[:, np.newaxis]).astype(dtype.as_numpy_dtype)
+        )
 
     def apply_gradients(self, g, rows):
         """Operations for one update of rows [U], caught up before, by gradients g [U, units]."""
-        mean_square = DECAY * tf.gather(self.mean_square, rows) + (1 - DECAY) * tf.square(g)
-        step = self.learning_rates * g * tf.math.rsqrt(mean_square + EPSILON)
+        old = tf.gather(self.mean_square, rows)
+        mean_square = self.decay * old + (1 - self.decay) * tf.square(g)
+        step = self.learning_rates * g * tf.math.rsqrt(mean_square + self.epsilon)
         return [
             tf.scatter_update(self.mean_square, rows, mean_square).op,
             tf.scatter_update(self.kernel, rows, tf.gather(self.kernel, rows) - step).op,
@@ -372,24 +563,25 @@ class RowRMSProp:
 class RowLog:
     """When an update last touched each row of the global kernels, and when it was in place."""
 
-    def __init__(self):
+    def __init__(self, inputs):
+        """inputs: how many rows there are."""
         self.lock = threading.Lock()
         self.updates = 0
-        self.touched_by = np.zeros(INPUT_SIZE, np.int64)  # number of the update
+        self.touched_by = np.zeros(inputs, np.int64)  # number of the update
         self.clock = 1  # later than 0, "never pulled", so that a first pull takes every row
-        self.changed_at = np.full(INPUT_SIZE, self.clock)  # by that clock
+        self.changed_at = np.full(inputs, self.clock)  # by that clock
 
     def begin_update(self, rows, catch_up):
         """Number an update of rows [U] int32, and let them catch up with the updates they missed.
 
-        catch_up: called with those that missed some [n] int32 and decay ** missed [n, 1] float32.
+        catch_up: called with those that missed some [n] int32 and how many [n] int64.
         """
         with self.lock:
             missed = self.updates - self.touched_by[rows]
             self.updates += 1
             self.touched_by[rows] = self.updates
             late = missed > 0
-            catch_up(rows[late], (DECAY ** missed[late, np.newaxis]).astype(np.float32))
+            catch_up(rows[late], missed[late])
 
     def end_update(self, rows):
         """Say that the new weights of rows are in place.
@@ -409,26 +601,37 @@ class RowLog:
 # ------------------------------------------------------------------------------------------ returns
 
 
-def discounted_returns(rewards, terminal, gamma):
-    """The returns of a rollout: R_t = r_t + gamma R_{t+1}, backwards from V of the state after it.
+@functools.lru_cache
+def powers(base, steps):
+    """[steps, steps] float64: base ** (k - t) for k >= t, else 0."""
+    distance = np.arange(steps) - np.arange(steps)[:, np.newaxis]
+    return np.triu(base ** np.maximum(distance, 0.0))
 
-    V is the network's to say, so a return comes in two parts, rewards[t] + discounts[t] * V.
-    Chapter: `for r in buffer_r[::-1]: v_s_ = r + gamma * v_s_`, from 0 at the end of a game.
+
+def lambda_returns(rewards, ends, gamma, lambda_):
+    """The targets of a rollout, G_t = r_t + gamma ((1 - lambda) V_{t+1} + lambda G_{t+1}).
+
+    Backwards from G_T = V_T; after an end there is nothing more, G_t = r_t. With lambda 1 they are
+    the chapter's, `for r in buffer_r[::-1]: v_s_ = r + gamma * v_s_`, with lambda 0 those of its
+    one-step methods, and less V_t they are generalized advantage estimation (arXiv 1506.02438).
+
+    What a state is worth, V, is a network's to say, so they come in two parts: G = rewards +
+    weights @ V[1:], where V has T + 1 numbers, the last for the state after the rollout.
 
     Args:
-        rewards: list of T floats.
-        terminal: whether the game is over.
-        gamma: the discount factor.
+        rewards: [T] floats.
+        ends: [T] bools, whether nothing that comes after a step counts for it.
+        gamma, lambda_: numbers from 0 to 1.
 
     Returns:
-        [2, T] float32: rewards and discounts.
+        rewards [T] and weights [T, T], float64.
     """
-    v_s_, discount = 0.0, 0.0 if terminal else 1.0  # v_s_ + discount * V
-    returns = []
-    for r in reversed(rewards):
-        v_s_, discount = r + gamma * v_s_, gamma * discount
-        returns.append((v_s_, discount))
-    return np.array(returns[::-1], np.float32).T
+    ends = np.asarray(ends)
+    episode = np.cumsum(ends) - ends  # its number, for each step: the step that ends it included
+    decayed = powers(gamma * lambda_, len(ends)) * (episode == episode[:, np.newaxis])
+    discounts = np.where(ends, 0, gamma * (1 - lambda_))
+    discounts[-1] = 0 if ends[-1] else gamma
+    return decayed @ rewards, decayed * discounts
 
 
 def learning_rewards(rollout, lost_game_reward):
@@ -452,6 +655,8 @@ class Worker:
         """AC: its `ActorCriticNetwork`. actors: the `pong_actor.Actors` of all workers."""
         self.name, self.AC, self.actors, self.run = name, AC, actors, run
         self.total_step = 0
+        number = int(name.removeprefix("W_"))
+        self.epsilon = AC.exploration(number, actors.seed, actors.game.frames_per_step)
 
     def work(self):
         """The chapter's loop, a rollout at a time: play, learn, count, until the run stops."""
@@ -461,7 +666,8 @@ class Worker:
             while not coordinator.should_stop():
                 try:
                     # as in the chapter: up to the worker's next multiple of 20, or the game's end
-                    rollout = self.actor.play(period - self.total_step % period)
+                    steps = period - self.total_step % period
+                    rollout = self.actor.play(steps, self.epsilon(self.run.agent_steps))
                 except pong_actor.ActorDied as death:
                     if not coordinator.should_stop():
                         self.run.notices.append(self.actors.replace(self.name, death))
@@ -481,8 +687,10 @@ class Worker:
     def _learn(self, rollout):
         settings = self.run.settings
         buffer_r = learning_rewards(rollout, settings.lost_game_reward)
-        returns = discounted_returns(buffer_r, rollout.terminal, settings.gamma)
-        self.AC.update_global(rollout, *returns)
+        ends = [settings.cut_at_points and r != 0 for r in buffer_r]
+        ends[-1] = ends[-1] or rollout.terminal
+        returns = lambda_returns(buffer_r, ends, settings.gamma, self.AC.lambda_)
+        self.AC.update_global(rollout, *returns, self.run.annealed())
         self.AC.pull_global(self.actor.policy)
         return buffer_r
 
@@ -491,11 +699,12 @@ class Worker:
         self.total_step += steps
         self.ep_r += sum(buffer_r)
         self.score += int(rollout.rewards.sum())
+        game = None
         if rollout.terminal or rollout.truncated:
-            self.run.count(steps, (self.name, self.score, self.ep_r))
+            game = self.name, self.score, self.ep_r
             self.score = self.ep_r = 0
-        else:
-            self.run.count(steps)
+        T = self.run.count(steps, game)
+        self.AC.at_steps(T - steps, T)
 
 
 # ------------------------------------------------------------------------------------------ the run
@@ -536,10 +745,19 @@ class Run:
         """Seconds of training so far."""
         return time.monotonic() - self.started
 
+    def annealed(self):
+        """How much of their way the annealed settings have gone, 0 to 1."""
+        steps = self.settings.anneal_steps
+        return min(1, self.agent_steps / steps) if steps else 0
+
     def count(self, steps, game=None):
-        """Count a worker's steps, and the (worker, score, reward) of a game they ended."""
+        """Count a worker's steps, and the (worker, score, reward) of a game they ended.
+
+        Returns the workers' steps together, T, with these as the last of them.
+        """
         with self.lock:
             self.agent_steps += steps
+            T = self.agent_steps
             if game and len(self.episodes) < self.settings.max_episodes:
                 worker, score, reward = game
                 last = self.episodes[-1] if self.episodes else None
@@ -548,6 +766,7 @@ class Run:
                 where = len(self.episodes), worker, self.agent_steps, self.seconds()
                 self.episodes.append(Episode(*where, score, reward, running_score, running_reward))
             self.look_at_limits()  # before another game can take the running score back
+            return T
 
     def look_at_limits(self):
         """Stop where one is used up."""
@@ -738,9 +957,10 @@ def main(arguments=None):
     actors = folder = None
     try:
         try:
-            num_actions = pong_actor.num_actions(settings.env_id)
-            sizes = settings.steps_per_update, ActorCriticNetwork.ACTOR_UNITS, num_actions
-            actors = pong_actor.Actors(settings.env_id, settings.seed, sizes)
+            game = pong_actor.game(settings.env_id)
+            sizes = settings.steps_per_update, settings.frames, POLICY_UNITS
+            ahead = METHODS[settings.method].CHOOSES_AHEAD
+            actors = pong_actor.Actors(game, settings.seed, sizes, ahead)
             in_window = start_actors(actors, settings)
             folder = RunFolder(settings)
         except ValueError as error:
@@ -812,13 +1032,15 @@ def start_actors(actors, settings):
 def build(session, run, actors):
     """The graph, globalnet and a local copy for each worker, with initial weights; the workers."""
     tf.set_random_seed(actors.seed)
-    num_actions, workers = actors.sizes[-1], []
+    network, workers = METHODS[run.settings.method], []
+    parts = session, actors.game.num_actions, run.settings
     with tf.device("/cpu:0"):
-        globalAC = ActorCriticNetwork("globalnet", session, num_actions, run.settings)
+        globalAC = network("globalnet", *parts)
         for name in actors:
-            AC = ActorCriticNetwork(name, session, num_actions, run.settings, globalAC)
+            AC = network(name, *parts, globalAC)
             workers.append(Worker(name, AC, actors, run))
         session.run(tf.global_variables_initializer())
+    workers[0].AC.at_steps(-1, 0)
     return workers
 
 

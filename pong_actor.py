@@ -33,25 +33,25 @@ import numpy as np
 from preprocessing import INPUT_SIZE, SCREEN_SHAPE, active_pixels
 
 MESSAGE_SIZE = 64  # bytes, more than any message has; the arrays go through shared memory
+REQUEST = "id"  # a rollout: how many steps, and epsilon, which is NaN for None
 
 
 class Rollout(NamedTuple):
     """What an actor answers: up to as many steps as were asked for, fewer where the game ended."""
 
-    rows: np.ndarray  # [U] int32, sorted: the pixels that are 1 in at least one of the states
-    states: (
-        np.ndarray
-    )  # [T + 1, U] uint8: the states, over those pixels; the last is after the steps
+    rows: np.ndarray  # [U] int32, sorted: the inputs that are 1 in at least one of the states
+    states: np.ndarray  # [T + 1, U] uint8: over those pixels; the last is after the steps
     actions: np.ndarray  # [T] int32
     rewards: np.ndarray  # [T] float32: the game's own, -1, 0 or 1
     terminal: bool  # the game is over
     truncated: bool  # the game was cut off by the emulator's frame limit
+    next_action: int = 0  # the one to be taken in the last state, where it is chosen ahead
 
 
 class PolicyWeights(NamedTuple):
     """The actor network's weights."""
 
-    kernel: np.ndarray  # [6400, hidden] float32
+    kernel: np.ndarray  # [inputs, hidden] float32
     bias: np.ndarray  # [hidden] float32
     head_kernel: np.ndarray  # [hidden, actions] float32
     head_bias: np.ndarray  # [actions] float32
@@ -64,13 +64,14 @@ class SharedMemory:
     It belongs to no file and has no name: it is gone when both processes are, however they end.
     """
 
-    def __init__(self, file_descriptor, max_steps, hidden, actions):
-        """max_steps: the longest rollout. hidden, actions: the sizes of the policy's layers."""
+    def __init__(self, file_descriptor, max_steps, frames, hidden, actions):
+        """max_steps: the longest rollout. frames: of a state. hidden, actions: policy's layers."""
+        inputs = frames * INPUT_SIZE
         arrays = [
-            ((INPUT_SIZE, hidden), np.float32), ((hidden,), np.float32),
+            ((inputs, hidden), np.float32), ((hidden,), np.float32),
             ((hidden, actions), np.float32), ((actions,), np.float32),
             ((max_steps,), np.int32), ((max_steps,), np.float32),
-            ((INPUT_SIZE,), np.int32), (((max_steps + 1) * INPUT_SIZE,), np.uint8),
+            ((inputs,), np.int32), (((max_steps + 1) * inputs,), np.uint8),
         ]  # fmt: skip
         sizes = [math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays]
         os.ftruncate(file_descriptor, sum(sizes))
@@ -86,14 +87,14 @@ class SharedMemory:
         steps, used = len(rollout.actions), len(rollout.rows)
         self.actions[:steps], self.rewards[:steps] = rollout.actions, rollout.rewards
         self.rows[:used], self.states[: (steps + 1) * used] = rollout.rows, rollout.states.ravel()
-        return struct.pack("iibb", steps, used, rollout.terminal, rollout.truncated)
+        return struct.pack("iibbi", steps, used, *rollout[4:])
 
     def read(self, message):
         """The `Rollout` written last; its arrays hold until the next one is written."""
-        steps, used, terminal, truncated = struct.unpack("iibb", message)
+        steps, used, terminal, truncated, next_action = struct.unpack("iibbi", message)
         states = self.states[: (steps + 1) * used].reshape(steps + 1, used)
         arrays = self.rows[:used], states, self.actions[:steps], self.rewards[:steps]
-        return Rollout(*arrays, bool(terminal), bool(truncated))
+        return Rollout(*arrays, bool(terminal), bool(truncated), next_action)
 
 
 class ActorDied(Exception):
@@ -127,9 +128,20 @@ def make_env(env_id, render_mode=None):
     return gymnasium.make(spec, render_mode=render_mode).unwrapped
 
 
-def num_actions(env_id):
-    """How many actions the game has: 6 in Pong. Raises ValueError as `make_env` does."""
-    return int(make_env(env_id).action_space.n)
+class Game(NamedTuple):
+    """What there is to know of an environment before it is played."""
+
+    env_id: str
+    num_actions: int  # 6 in Pong
+    frames_per_step: float  # the mean, where each step draws how many
+
+
+def game(env_id):
+    """The `Game` of a Gymnasium id. Raises ValueError as `make_env` does."""
+    env = make_env(env_id)
+    frameskip = env._frameskip
+    frames = frameskip if isinstance(frameskip, int) else (sum(frameskip) - 1) / 2
+    return Game(env_id, int(env.action_space.n), frames)
 
 
 class Pong:
@@ -173,28 +185,41 @@ class Pong:
 class Player:
     """A game of Pong, and the policy that plays it."""
 
-    def __init__(self, pong, policy, seed):
-        self.pong, self.policy = pong, policy
+    def __init__(self, pong, policy, seed, ahead=False):
+        """ahead: whether the action after a rollout is chosen with the rollout's policy."""
+        self.pong, self.policy, self.ahead = pong, policy, ahead
         self.rng = np.random.default_rng(seed)
-        self.ones = np.ones(INPUT_SIZE, np.float32)
-        self.column = np.empty(INPUT_SIZE, np.int64)  # pixel -> its column in a rollout's states
+        inputs, actions = len(policy.kernel), len(policy.head_bias)
+        self.actions = range(actions)
+        self.ones = np.ones(inputs, np.float32)
+        self.column = np.empty(inputs, np.int64)  # input -> its column in a rollout's states
+        self.frames = collections.deque(maxlen=inputs // INPUT_SIZE)  # the latest, newest first
         self.game_over = True
 
-    def action_weights(self, pixels):
-        """Numbers proportional to the actions' probabilities in the state of these pixels."""
+    def outputs(self, state):
+        """The policy network's outputs, a list: logits of the actions, or their Q."""
         kernel, bias, head_kernel, head_bias = self.policy
         # an image of zeros and ones times a matrix: the sum of the rows of its ones
-        layer = self.ones[: len(pixels)] @ kernel.take(pixels, 0, mode="clip")
+        layer = self.ones[: len(state)] @ kernel.take(state, 0, mode="clip")
         layer += bias
         np.maximum(layer, 0, out=layer)
         np.minimum(layer, 6, out=layer)  # relu6
-        logits = (layer.dot(head_kernel) + head_bias).tolist()
-        highest = max(logits)
-        return [math.exp(logit - highest) for logit in logits]
+        return (layer.dot(head_kernel) + head_bias).tolist()
 
-    def choose_action(self, pixels):
-        """An action drawn from the policy."""
-        weights = self.action_weights(pixels)
+    def choose_action(self, state, epsilon=None):
+        """An action: drawn from the policy, or else the best but for a random one now and then.
+
+        Args:
+            state: [k] int64, its active inputs.
+            epsilon: None to draw from softmax of the outputs, or the probability of a random one.
+        """
+        if epsilon is not None and self.rng.random() < epsilon:
+            return int(self.rng.integers(len(self.actions)))
+        outputs = self.outputs(state)
+        highest = max(outputs)
+        if epsilon is not None:
+            return outputs.index(highest)
+        weights = [math.exp(output - highest) for output in outputs]
         threshold = self.rng.random() * sum(weights)
         for action, weight in enumerate(weights):
             threshold -= weight
@@ -202,32 +227,50 @@ class Player:
                 return action
         return action  # the last: the sum was rounded
 
-    def play(self, max_steps, interrupted=lambda: False):
+    def play(self, max_steps, epsilon=None, interrupted=lambda: False):
         """Play up to max_steps steps, or to the end of the game; a `Rollout`.
 
-        The next call begins a new game then. interrupted: asked before each step; yes ends it.
+        The next call begins a new game then. epsilon: as `choose_action` has it. interrupted: asked
+        before each step; yes ends it.
         """
         if self.game_over:
-            self.pixels = self.pong.reset()
-        pixels, actions, rewards = [self.pixels], [], []
+            self.frames.clear()
+            self.state, self.next_action = self._see(self.pong.reset()), None
+        states, actions, rewards = [self.state], [], []
         terminal = truncated = False
         while len(actions) < max_steps and not (terminal or truncated) and not interrupted():
-            actions.append(self.choose_action(pixels[-1]))
-            state, reward, terminal, truncated = self.pong.step(actions[-1])
-            pixels.append(state)
+            action = self.next_action
+            if action is None:
+                action = self.choose_action(states[-1], epsilon)
+            self.next_action = None
+            pixels, reward, terminal, truncated = self.pong.step(action)
+            actions.append(action)
+            states.append(self._see(pixels))
             rewards.append(reward)
-        self.pixels, self.game_over = pixels[-1], terminal or truncated
-        return Rollout(*self._over_rows(pixels), actions, rewards, terminal, truncated)
+        self.state, self.game_over = states[-1], terminal or truncated
+        if self.ahead and self.next_action is None:
+            self.next_action = self.choose_action(self.state, epsilon)
+        over_rows = self._over_rows(states)
+        return Rollout(*over_rows, actions, rewards, terminal, truncated, self.next_action or 0)
 
-    def _over_rows(self, pixels):
-        """Active pixels of n states -> (rows [U], states [n, U])."""
-        together = np.concatenate(pixels)
-        seen = np.zeros(INPUT_SIZE, bool)
+    def _see(self, pixels):
+        """The active inputs with one more frame: its pixels, then those of the ones before it."""
+        if self.frames.maxlen == 1:
+            return pixels
+        self.frames.appendleft(pixels)
+        while len(self.frames) < self.frames.maxlen:  # a game's first has none before it
+            self.frames.append(pixels)
+        return np.concatenate([frame + k * INPUT_SIZE for k, frame in enumerate(self.frames)])
+
+    def _over_rows(self, active):
+        """Active inputs of n states -> (rows [U], states [n, U])."""
+        together = np.concatenate(active)
+        seen = np.zeros(len(self.ones), bool)
         seen[together] = True
         rows = seen.nonzero()[0]
         self.column[rows] = np.arange(len(rows))
-        states = np.zeros((len(pixels), len(rows)), np.uint8)
-        state = np.repeat(np.arange(len(pixels)), [len(p) for p in pixels])
+        states = np.zeros((len(active), len(rows)), np.uint8)
+        state = np.repeat(np.arange(len(active)), [len(inputs) for inputs in active])
         states[state, self.column[together]] = 1
         return rows, states
 
@@ -242,7 +285,7 @@ def main():
     shared = SharedMemory(options["memory"], *options["sizes"])
     emulator_seed, policy_seed = np.random.SeedSequence(options["seed"]).generate_state(2).tolist()
     pong = Pong(options["env_id"], emulator_seed, "human" if options["window"] else None)
-    player = Player(pong, shared.policy, policy_seed)
+    player = Player(pong, shared.policy, policy_seed, options["ahead"])
 
     def parent_is_gone():
         """Asked in a window, where a rollout takes a second; the parent sends nothing meanwhile."""
@@ -251,8 +294,9 @@ def main():
     with contextlib.suppress(OSError):  # the parent is gone
         connection.send(b"ready")
         while request := connection.recv(MESSAGE_SIZE):
-            (steps,) = struct.unpack("i", request)
-            connection.send(shared.write(player.play(steps, parent_is_gone)))
+            steps, epsilon = struct.unpack(REQUEST, request)
+            epsilon = None if math.isnan(epsilon) else epsilon
+            connection.send(shared.write(player.play(steps, epsilon, parent_is_gone)))
 
 
 # --------------------------------------------------------------------------- in the worker's thread
@@ -264,21 +308,23 @@ class PongActor:
     `policy` holds the weights the actor plays with; write to it between rollouts.
     """
 
-    def __init__(self, env_id, seed, sizes, window=False):
+    def __init__(self, game, seed, sizes, ahead=False, window=False):
         """Start the process; the emulator runs a third of a second later.
 
         Args:
-            env_id: a Gymnasium id that `make_env` accepts.
+            game: a `Game`.
             seed: list of ints >= 0, from which emulator and policy draw their randomness.
-            sizes: (longest rollout, hidden units of the policy, actions).
+            sizes: (longest rollout, frames of a state, hidden units of the policy).
+            ahead: as for `Player`.
             window: whether the emulator opens its window, and plays at its 60 frames a second.
         """
+        sizes = *sizes, game.num_actions
         self.window, self.ready = window, False
         memory = os.memfd_create("actor")
         self.shared = SharedMemory(memory, *sizes)
         self.policy = self.shared.policy
         self.connection, childs_end = socket.socketpair()
-        options = dict(env_id=env_id, seed=seed, sizes=sizes, window=window)
+        options = dict(env_id=game.env_id, seed=seed, sizes=sizes, ahead=ahead, window=window)
         options.update(connection=childs_end.fileno(), memory=memory)
         environment = dict(os.environ, OPENBLAS_NUM_THREADS="1", SDL_AUDIODRIVER="dummy")
         environment.setdefault("SDL_VIDEODRIVER", "wayland,x11")  # real screens, or no window
@@ -298,14 +344,15 @@ class PongActor:
         if not self.ready:
             self.ready = self._receive() == b"ready"
 
-    def play(self, max_steps):
+    def play(self, max_steps, epsilon=None):
         """A `Rollout` of up to max_steps steps, played with the weights in `policy`.
 
-        Its arrays hold until the next. Raises ActorDied.
+        epsilon: as for `Player`. The arrays hold until the next. Raises ActorDied.
         """
         self.wait_until_ready()
         with contextlib.suppress(OSError):  # it is dead: the answer, none, says so
-            self.connection.send(struct.pack("i", max_steps))
+            epsilon = math.nan if epsilon is None else epsilon
+            self.connection.send(struct.pack(REQUEST, max_steps, epsilon))
         return self.shared.read(self._receive())
 
     def close(self):
@@ -329,10 +376,10 @@ class Actors(dict):
 
     DEATHS, WITHIN = 5, 60  # so many deaths within so many seconds are too many
 
-    def __init__(self, env_id, seed, sizes):
+    def __init__(self, game, seed, sizes, ahead=False):
         """seed: int >= 0, of all actors' randomness; the others as for `PongActor`."""
         super().__init__()
-        self.env_id, self.seed, self.sizes = env_id, seed, sizes
+        self.game, self.seed, self.sizes, self.ahead = game, seed, sizes, ahead
         self.started = 0
         self.deaths = collections.defaultdict(list)  # worker name -> times
         self.lock = threading.Lock()
@@ -341,7 +388,7 @@ class Actors(dict):
         """Start an actor for a worker."""
         seed = [self.seed, self.started]  # one in a dead one's place plays other games
         self.started += 1
-        self[name] = PongActor(self.env_id, seed, self.sizes, window)
+        self[name] = PongActor(self.game, seed, self.sizes, self.ahead, window)
 
     def replace(self, name, death):
         """Start another actor in a dead one's place; a line about it. Raises ActorsKeepDying."""

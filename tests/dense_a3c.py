@@ -18,10 +18,13 @@ class DenseA3C:
         one_thread: whether TensorFlow computes on one thread, or chooses as in the chapter.
         """
         self.tf, self.weights, self.settings, self.num_actions = tf, weights, settings, num_actions
+        self.dtype = weights["aw1"].dtype
+        self.reduce = tf.reduce_sum if settings.loss == "sum" else tf.reduce_mean
         graph = tf.Graph()
         with graph.as_default(), tf.device("/cpu:0"):
-            self.actor_train = tf.train.RMSPropOptimizer(settings.lr_actor, name="Actor")
-            self.critic_train = tf.train.RMSPropOptimizer(settings.lr_critic, name="Critic")
+            rmsprop = dict(decay=settings.rmsprop_decay, epsilon=settings.rmsprop_epsilon)
+            self.actor_train = tf.train.RMSPropOptimizer(settings.lr_actor, **rmsprop)
+            self.critic_train = tf.train.RMSPropOptimizer(settings.lr_critic, **rmsprop)
             self.globalnet = self._net(GLOBAL)
             self.locals = [self._local(f"W_{i}") for i in range(workers)]
             threads = dict(intra_op_parallelism_threads=1, inter_op_parallelism_threads=1)
@@ -33,7 +36,7 @@ class DenseA3C:
         tf = self.tf
         with tf.variable_scope(scope, use_resource=True):
             net = {k: tf.get_variable(k, initializer=w) for k, w in self.weights.items()}
-            net["s"] = tf.placeholder(tf.float32, [None, 6400])
+            net["s"] = tf.placeholder(self.dtype, [None, 6400])
             l_a = tf.nn.relu6(net["s"] @ net["aw1"] + net["ab1"])
             net["a_prob"] = tf.nn.softmax(l_a @ net["aw2"] + net["ab2"])
             l_c = tf.nn.relu6(net["s"] @ net["cw1"] + net["cb1"])
@@ -45,13 +48,13 @@ class DenseA3C:
     def _local(self, scope):
         tf, net, glob = self.tf, self._net(scope), self.globalnet
         net["a_his"] = tf.placeholder(tf.int32, [None])
-        net["v_target"] = tf.placeholder(tf.float32, [None, 1])
+        net["v_target"] = tf.placeholder(self.dtype, [None, 1])
         td = net["v_target"] - net["v"]
-        net["c_loss"] = tf.reduce_mean(tf.square(td))
-        taken = tf.one_hot(net["a_his"], self.num_actions)
+        net["c_loss"] = self.reduce(tf.square(td))
+        taken = tf.one_hot(net["a_his"], self.num_actions, dtype=self.dtype)
         log_prob = tf.reduce_sum(tf.log(net["a_prob"]) * taken, axis=1, keepdims=True)
         entropy = -tf.reduce_sum(net["a_prob"] * tf.log(net["a_prob"] + 1e-5), 1, keepdims=True)
-        net["a_loss"] = tf.reduce_mean(-(self.settings.beta * entropy + log_prob * td))
+        net["a_loss"] = self.reduce(-(self.settings.beta * entropy + log_prob * td))
         net["a_grads"] = tf.gradients(net["a_loss"], net["a_params"])
         net["c_grads"] = tf.gradients(net["c_loss"], net["c_params"])
         net["push"] = [

@@ -9,7 +9,8 @@ from dense_a3c import DenseA3C
 import a3c_pong
 import pong_actor
 
-SIZES = (20, 300, 6)
+GAME = pong_actor.Game("Pong-v0", num_actions=6, frames_per_step=3.0)
+SIZES = (20, 1, 300)
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def tf():
 @pytest.fixture(scope="module")
 def rollouts():
     """Rollouts of real play, copied, with a game's end among them."""
-    actor = pong_actor.PongActor("Pong-v0", [1, 2], SIZES)
+    actor = pong_actor.PongActor(GAME, [1, 2], SIZES)
     rng = np.random.default_rng(0)
     actor.policy.kernel[...] = rng.normal(0, 0.1, actor.policy.kernel.shape)
     actor.policy.head_kernel[...] = rng.normal(0, 0.1, actor.policy.head_kernel.shape)
@@ -36,6 +37,11 @@ def copied(rollout):
     return pong_actor.Rollout(*(np.copy(x) for x in rollout[:4]), *rollout[4:])
 
 
+def ends(rollout):
+    """Whether the game ends, for each step of a rollout."""
+    return [False] * (len(rollout.actions) - 1) + [rollout.terminal]
+
+
 def dense(rollout):
     """The states of a rollout as [T + 1, 6400] float32."""
     states = np.zeros((len(rollout.states), 6400), np.float32)
@@ -43,22 +49,28 @@ def dense(rollout):
     return states
 
 
+def in_double(network):
+    """A method's networks in double precision."""
+    return type(network.__name__, (network,), {"DTYPE": "float64"})
+
+
 class Sparse:
     """The real networks of `a3c_pong` with a number of local copies, all pulled."""
 
-    def __init__(self, tf, workers, settings, seed=3):
+    def __init__(self, tf, workers, settings, double=False, seed=3):
         self.settings = settings
         graph = tf.Graph()
         with graph.as_default(), tf.device("/cpu:0"):
             tf.set_random_seed(seed)
             self.session = a3c_pong.new_session()
-            make = a3c_pong.ActorCriticNetwork
-            self.globalnet = make("globalnet", self.session, 6, settings)
+            network = a3c_pong.METHODS[settings.method]
+            network = in_double(network) if double else network
+            self.globalnet = network("globalnet", self.session, 6, settings)
             self.locals = [
-                make(f"W_{i}", self.session, 6, settings, self.globalnet) for i in range(workers)
+                network(f"W_{i}", self.session, 6, settings, self.globalnet) for i in range(workers)
             ]
             self.session.run(tf.global_variables_initializer())
-        shapes = (6400, 300), (300,), (300, 6), (6,)
+        shapes = (6400 * settings.frames, 300), (300,), (300, 6), (6,)
         empty = [np.zeros(shape, np.float32) for shape in shapes]
         self.policies = [
             pong_actor.PolicyWeights(*(array.copy() for array in empty)) for _ in self.locals
@@ -67,7 +79,9 @@ class Sparse:
             self.pull_global(worker)
 
     def update_global(self, worker, rollout, rewards):
-        returns = a3c_pong.discounted_returns(rewards, rollout.terminal, self.settings.gamma)
+        returns = a3c_pong.lambda_returns(
+            rewards, ends(rollout), self.settings.gamma, self.locals[worker].lambda_
+        )
         self.locals[worker].update_global(rollout, *returns)
 
     def pull_global(self, worker):
@@ -76,33 +90,37 @@ class Sparse:
     def values(self, net):
         a, c = net.a_params, net.c_params
         names = "kernel", "ab1", "aw2", "ab2", "cb1", "cw2", "cb2"
-        values = dict(zip(names, self.session.run([net.kernel, *a, *c])))
+        values = dict(zip(names, self.session.run([net.net.kernel, *a, *c])))
         kernel = values.pop("kernel")
         return {"aw1": kernel[:, :300], "cw1": kernel[:, 300:], **values}
 
     def mean_squares(self):
         """The kernels' mean squares, decayed to the last update as the dense optimizer's are."""
-        log = self.globalnet.row_log
+        log, optimizer = self.globalnet.row_log, self.globalnet.kernel_train
         missed = log.updates - log.touched_by[:, np.newaxis]
-        now = self.session.run(self.globalnet.kernel_train.mean_square) * a3c_pong.DECAY**missed
+        now = self.session.run(optimizer.mean_square) * optimizer.decay**missed
         return {"aw1": now[:, :300], "cw1": now[:, 300:]}
 
 
 def assert_equal(sparse, reference):
     """Every array of weights and of decayed mean squares to 1e-6, relative.
 
-    Relative to the array, in the Euclidean norm: a single number is a difference of sums, which
-    float32 rounds by the size of what is summed, in another order here than there. So a number is
-    held to 1e-5 of the larger of its own size and its array's root mean square; and in the rows
-    never touched, where nothing is summed, every number to 1e-6 of its own size.
+    In double precision, every single number. In single precision, the array in the Euclidean norm:
+    there a number is a difference of sums which float32 rounds by the size of what is summed, in
+    another order here than there. So a number is held to 1e-5 of the larger of its own size and its
+    array's root mean square; and in the rows never touched, where nothing is summed, to 1e-6 again.
     """
     weights, mean_squares = reference.global_values()
     touched = sparse.globalnet.row_log.touched_by > 0
     compared = ((sparse.values(sparse.globalnet), weights), (sparse.mean_squares(), mean_squares))
     for ours, theirs in compared:
         for name, expected in theirs.items():
+            double = expected.dtype == np.float64
+            assert ours[name].dtype == np.float64 or not double
             expected = expected.astype(np.float64)
             error, size = np.abs(ours[name] - expected), np.abs(expected)
+            if double:
+                assert (error <= 1e-6 * size).all(), name
             rms = np.sqrt(np.mean(np.square(expected)))
             assert np.sqrt(np.mean(np.square(error))) <= 1e-6 * rms, name
             assert (error <= 1e-5 * np.maximum(size, rms)).all(), name
@@ -118,7 +136,7 @@ def assert_pulled(sparse, worker):
     for name, mine in sparse.values(sparse.locals[worker]).items():
         assert np.array_equal(mine, theirs[name]), name
     for mine, name in zip(sparse.policies[worker], ("aw1", "ab1", "aw2", "ab2")):
-        assert np.array_equal(mine, theirs[name]), name
+        assert np.array_equal(mine, theirs[name].astype(np.float32)), name
 
 
 def update_both(sparse, reference, worker, rollout):
@@ -135,15 +153,19 @@ def pull_both(sparse, reference, worker):
     assert_pulled(sparse, worker)
 
 
-def both(tf, workers, **settings):
+def both(tf, workers, double=False, **settings):
     settings = a3c_pong.Settings(**settings)
-    sparse = Sparse(tf, workers, settings)
+    sparse = Sparse(tf, workers, settings, double)
     return sparse, DenseA3C(tf, sparse.values(sparse.globalnet), workers, settings)
+
+
+OTHERS = dict(lr_actor=5e-5, lr_critic=2e-4, gamma=0.99, beta=0.01)
+OTHER_RMSPROP = dict(rmsprop_decay=0.99, rmsprop_epsilon=0.01, loss="sum")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "settings", [{}, dict(lr_actor=5e-5, lr_critic=2e-4, gamma=0.99, beta=0.01)], ids=str
+    "settings", [{}, dict(double=True), dict(OTHERS, **OTHER_RMSPROP)], ids=str
 )
 def test_200_updates_equal_the_dense_graph(tf, rollouts, settings):
     sparse, reference = both(tf, 1, **settings)
@@ -154,9 +176,10 @@ def test_200_updates_equal_the_dense_graph(tf, rollouts, settings):
 
 
 @pytest.mark.slow
-def test_two_workers_interleaved_updates_equal_the_dense_graph(tf, rollouts):
+@pytest.mark.parametrize("double", [False, True])
+def test_two_workers_interleaved_updates_equal_the_dense_graph(tf, rollouts, double):
     """Gradients of local weights that the other worker has overtaken, in an irregular order."""
-    sparse, reference = both(tf, 2)
+    sparse, reference = both(tf, 2, double)
     order = np.random.default_rng(5)
     for k in range(200):
         worker = int(order.integers(2))
@@ -181,8 +204,9 @@ def paddles_of_two_steps(rollout):
 
 
 @pytest.mark.slow
-def test_rows_untouched_for_1000_updates_are_decayed_as_the_dense_ones(tf, rollouts):
-    sparse, reference = both(tf, 1)
+@pytest.mark.parametrize("double", [False, True])
+def test_rows_untouched_for_1000_updates_are_decayed_as_the_dense_ones(tf, rollouts, double):
+    sparse, reference = both(tf, 1, double)
     for rollout in rollouts[:20]:
         update_both(sparse, reference, 0, rollout)
     for k in range(1020):
@@ -219,7 +243,7 @@ def test_the_actors_policy_is_the_local_net_s(tf, rollouts):
     feed = {local.rows: rollout.rows, local.s: rollout.states}
     expected = sparse.session.run(local.a_prob, feed)
     for state, probabilities in zip(rollout.states, expected):
-        weights = np.array(player.action_weights(rollout.rows[state > 0].astype(np.int64)))
+        weights = np.exp(player.outputs(rollout.rows[state > 0].astype(np.int64)))
         np.testing.assert_allclose(weights / weights.sum(), probabilities, atol=1e-6)
 
 
@@ -230,7 +254,8 @@ def test_no_update_is_decayed_twice_under_contention(tf):
     with graph.as_default(), tf.variable_scope("race", use_resource=True):
         session = a3c_pong.new_session()
         kernel = tf.get_variable("kernel", [6400, 400], initializer=tf.zeros_initializer())
-        optimizer, log = a3c_pong.RowRMSProp(kernel, np.full(400, 1e-4)), a3c_pong.RowLog()
+        optimizer = a3c_pong.RowRMSProp(kernel, np.full(400, 1e-4), 1.0, a3c_pong.Settings())
+        log = a3c_pong.RowLog(6400)
         rows = tf.placeholder(tf.int32, [None])
         push = optimizer.apply_gradients(tf.zeros([tf.shape(rows)[0], 400]), rows)
         update = a3c_pong.make_callable(session, push, [rows])
@@ -251,13 +276,13 @@ def test_no_update_is_decayed_twice_under_contention(tf):
         thread.join()
     assert log.updates == 4 * updates
     mean_square = session.run(optimizer.mean_square)[:400]
-    allowed = a3c_pong.DECAY ** log.touched_by[:400, np.newaxis]
+    allowed = optimizer.decay ** log.touched_by[:400, np.newaxis]
     assert (mean_square >= allowed * (1 - 1e-4)).all()
-    assert (np.median(mean_square / allowed)) < a3c_pong.DECAY**-10  # and most were not lost
+    assert (np.median(mean_square / allowed)) < optimizer.decay**-10  # and most were not lost
 
 
 def test_a_pull_takes_what_others_changed_and_nothing_else():
-    log = a3c_pong.RowLog()
+    log = a3c_pong.RowLog(6400)
     rows, now = log.changed_since(0)
     assert len(rows) == 6400  # the first pull copies the global net
     log.end_update(np.array([3, 5], np.int32))

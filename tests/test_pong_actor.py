@@ -1,3 +1,4 @@
+import math
 import os
 import signal
 import struct
@@ -15,7 +16,8 @@ import pong_actor
 from pong_actor import Actors, ActorsKeepDying, Player, PolicyWeights, Pong, PongActor
 from preprocessing import preprocessing_image
 
-SIZES = 20, 300, 6  # steps of a rollout, hidden units, actions
+GAME = pong_actor.game("Pong-v0")
+SIZES = 20, 1, 300  # steps of a rollout, frames of a state, hidden units
 
 
 def a_policy(seed=0):
@@ -75,7 +77,7 @@ def start():
     started = []
 
     def start(seed=(1,), sizes=SIZES, policy=None, **options):
-        started.append(PongActor("Pong-v0", list(seed), sizes, **options))
+        started.append(PongActor(GAME, list(seed), sizes, **options))
         for array, value in zip(started[-1].policy, policy or ()):
             array[...] = value
         return started[-1]
@@ -87,7 +89,7 @@ def start():
 
 @pytest.fixture
 def actors():
-    actors = Actors("Pong-v0", 5, SIZES)
+    actors = Actors(GAME, 5, SIZES)
     yield actors
     actors.close()
 
@@ -110,7 +112,7 @@ def test_an_environment_that_is_not_pong_is_refused(env_id):
     with pytest.raises(ValueError, match=repr(env_id)):
         pong_actor.make_env(env_id)
     with pytest.raises(ValueError, match=repr(env_id)):
-        pong_actor.num_actions(env_id)
+        pong_actor.game(env_id)
 
 
 def test_another_atari_game_is_refused():
@@ -119,7 +121,8 @@ def test_another_atari_game_is_refused():
 
 
 def test_pong_has_6_actions():
-    assert pong_actor.num_actions("Pong-v0") == pong_actor.num_actions("ALE/Pong-v5") == 6
+    assert pong_actor.game("Pong-v0") == ("Pong-v0", 6, 3)  # 2, 3 or 4 frames a step
+    assert pong_actor.game("ALE/Pong-v5") == ("ALE/Pong-v5", 6, 4)
 
 
 @pytest.mark.parametrize(
@@ -148,18 +151,18 @@ def test_pong_is_gymnasiums_environment(env_id, steps, games, short_pong):
 # ------------------------------------------------------------------------------------------ policy
 
 
-def test_action_weights_are_the_dense_networks_probabilities():
+def test_the_outputs_are_the_dense_networks_probabilities():
     policy, env, rng = a_policy(), pong_actor.make_env("Pong-v0"), np.random.default_rng(0)
     player, (obs, _), layers = Player(None, policy, 0), env.reset(seed=0), []
     for _ in range(200):
         image = preprocessing_image(obs)
         layers.append(image @ policy.kernel + policy.bias)
-        weights = np.array(player.action_weights(np.flatnonzero(image)))
+        weights = np.exp(player.outputs(np.flatnonzero(image)))
         expected = reference_probabilities(policy, image)
         np.testing.assert_allclose(weights / weights.sum(), expected, rtol=0, atol=1e-6)
         obs = env.step(rng.integers(6))[0]
     assert np.min(layers) < 0 and np.max(layers) > 6  # both ends of relu6 were met
-    weights = np.array(player.action_weights(np.array([], int)))
+    weights = np.exp(player.outputs(np.array([], int)))
     expected = reference_probabilities(policy, np.zeros(6400))
     np.testing.assert_allclose(weights / weights.sum(), expected, rtol=0, atol=1e-6)
 
@@ -174,7 +177,48 @@ def test_actions_are_drawn_with_their_probabilities():
     assert (abs(counts - draws * p) < 5 * np.sqrt(draws * p * (1 - p))).all()
 
 
+def test_epsilon_is_the_share_of_random_actions_and_the_others_are_the_best():
+    policy, draws = a_policy(), 20_000
+    pixels = Pong("Pong-v0", seed=0).reset()
+    player, p = Player(None, policy, seed=0), reference_probabilities(policy, dense(pixels))
+    for epsilon in (0.0, 0.3, 1.0):
+        chosen = [player.choose_action(pixels, epsilon) for _ in range(draws)]
+        counts = np.bincount(chosen, minlength=6)
+        expected = np.full(6, epsilon / 6) + (np.arange(6) == p.argmax()) * (1 - epsilon)
+        spread = np.sqrt(draws * expected * (1 - expected))
+        assert (abs(counts - draws * expected) <= 5 * spread).all()
+
+
 # ---------------------------------------------------------------------------------------- rollouts
+
+
+def test_a_state_of_two_frames_is_the_latest_and_the_one_before_it():
+    policy = PolicyWeights(*(np.zeros(n, np.float32) for n in ((12800, 300), 300, (300, 6), 6)))
+    player, pong = Player(Pong("Pong-v0", 7), policy, 8), Pong("Pong-v0", 7)
+    latest = before = dense(pong.reset())  # a game's first frame stands for the one before it
+    for _ in range(60):
+        rollout = player.play(20)
+        states = np.zeros((len(rollout.states), 2, 6400))
+        states.reshape(len(states), 12800)[:, rollout.rows] = rollout.states
+        assert np.array_equal(states[0], [latest, before])
+        for action, state in zip(rollout.actions, states[1:]):
+            latest, before = dense(pong.step(action)[0]), latest
+            assert np.array_equal(state, [latest, before])
+        if rollout.terminal:
+            latest = before = dense(pong.reset())
+
+
+def test_an_action_chosen_ahead_is_taken_whatever_the_policy_is_by_then():
+    policy, changed = a_policy(), 0
+    player = Player(Pong("Pong-v0", 7), policy, 8, ahead=True)
+    rollout = player.play(5)
+    for seed in range(40):
+        ahead = rollout.next_action
+        policy.head_kernel[...] = np.random.default_rng(seed).normal(size=policy.head_kernel.shape)
+        changed += player.choose_action(player.state, 0.0) != ahead
+        rollout = player.play(5)
+        assert rollout.actions[0] == ahead
+    assert changed > 10  # the new policy would have done something else
 
 
 def test_rollouts_hold_the_dense_states_of_the_game():
@@ -182,7 +226,7 @@ def test_rollouts_hold_the_dense_states_of_the_game():
     state, new_games, longest = dense(pong.reset()), 0, 0
     while new_games < 2:
         rollout = player.play(20)
-        rows, states, actions, rewards, terminal, truncated = rollout
+        rows, states, actions, rewards, terminal, truncated, _ = rollout
         assert len(states) == len(actions) + 1 == len(rewards) + 1
         assert (np.diff(rows) > 0).all()  # sorted and unique
         assert states.any(axis=0).all()  # no row for a pixel that is 0 throughout
@@ -204,7 +248,7 @@ def test_rollouts_hold_the_dense_states_of_the_game():
 def test_an_interrupted_rollout_ends_there_and_the_game_goes_on():
     player = Player(Pong("Pong-v0", 7), a_policy(), 8)
     answers = iter([False] * 7 + [True])
-    first, second = player.play(20, lambda: next(answers)), player.play(20)
+    first, second = player.play(20, interrupted=lambda: next(answers)), player.play(20)
     assert (len(first.actions), len(second.actions)) == (7, 20)
     assert np.array_equal(dense_states(first)[-1], dense_states(second)[0])
 
@@ -225,7 +269,7 @@ def test_what_is_written_to_shared_memory_is_read_from_it(terminal, truncated):
     written = played._replace(terminal=terminal, truncated=truncated)
     memory = os.memfd_create("test")
     try:
-        ours, theirs = [pong_actor.SharedMemory(memory, *SIZES) for _ in range(2)]
+        ours, theirs = [pong_actor.SharedMemory(memory, *SIZES, 6) for _ in range(2)]
     finally:
         os.close(memory)
     read = theirs.read(ours.write(written))
@@ -236,7 +280,7 @@ def test_what_is_written_to_shared_memory_is_read_from_it(terminal, truncated):
 
 
 def test_a_rollout_ends_with_the_game_and_the_next_begins_another(start):
-    actor = start(sizes=(5000, 300, 6), policy=a_policy())
+    actor = start(sizes=(5000, 1, 300), policy=a_policy())
     rollout = actor.play(5000)
     won, lost = (rollout.rewards == 1).sum(), (rollout.rewards == -1).sum()
     assert rollout.terminal is True
@@ -326,18 +370,18 @@ def test_a_closed_actor_is_gone(start):
 @pytest.mark.parametrize("window", [False, True])
 def test_an_actor_ends_when_its_connection_closes(start, monkeypatch, window):
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")  # a window nobody sees, real in all else
-    actor = start(sizes=(5000, 300, 6), policy=a_policy(), window=window)
+    actor = start(sizes=(5000, 1, 300), policy=a_policy(), window=window)
     actor.play(20)
     if window:  # a game takes a minute there
-        actor.connection.send(struct.pack("i", 5000))
+        actor.connection.send(struct.pack(pong_actor.REQUEST, 5000, math.nan))
     actor.connection.close()
     assert actor.process.wait(timeout=2) == 0
 
 
 def test_an_actor_ends_when_its_parent_is_killed():
     source = """
-from pong_actor import PongActor
-actor = PongActor("Pong-v0", [1], (20, 300, 6))
+from pong_actor import PongActor, game
+actor = PongActor(game("Pong-v0"), [1], (20, 1, 300))
 actor.play(20)
 print(actor.process.pid, flush=True)
 while True:
