@@ -202,8 +202,7 @@ class Player:
         # an image of zeros and ones times a matrix: the sum of the rows of its ones
         layer = self.ones[: len(state)] @ kernel.take(state, 0, mode="clip")
         layer += bias
-        np.maximum(layer, 0, out=layer)
-        np.minimum(layer, 6, out=layer)  # relu6
+        layer.clip(0, 6, out=layer)  # relu6
         return (layer.dot(head_kernel) + head_bias).tolist()
 
     def choose_action(self, state, epsilon=None):

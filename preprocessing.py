@@ -61,8 +61,8 @@ def active_pixels(screen):
     if not screen.flags.c_contiguous:
         raise ValueError("a Pong screen must be C-contiguous")
     words = screen.view(np.uint64)[COURT[0]] != EMPTY_WORD  # [80, 20]
-    pixels = PIXELS_OF_WORD[words.ravel().nonzero()[0]].ravel()
-    return pixels[IS_INK[screen.ravel()[SCREEN_ADDRESS[pixels]]]]
+    pixels = PIXELS_OF_WORD.take(words.ravel().nonzero()[0], 0).ravel()
+    return pixels[IS_INK.take(screen.ravel().take(SCREEN_ADDRESS.take(pixels)))]
 
 
 def _check(frame, shape):
