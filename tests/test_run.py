@@ -426,7 +426,7 @@ def test_help_mentions_every_setting(start):
 def test_importing_the_modules_does_nothing(start):
     code = """if True:
         import sys, threading
-        import a3c_pong, pong_actor, preprocessing
+        import a3c_pong, display, pong_actor, preprocessing
         assert "tensorflow" not in sys.modules
         assert threading.active_count() == 1"""
     run = start("--bogus", program=("-c", code))
