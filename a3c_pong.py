@@ -36,7 +36,15 @@ import numpy as np
 import rich.console
 
 import pong_actor
-from display import Display, RewardWindow, draw_curve, duration
+from display import (
+    Clip,
+    Display,
+    RewardWindow,
+    TerminalDisplay,
+    TerminalView,
+    draw_curve,
+    duration,
+)
 from preprocessing import INPUT_SIZE
 
 tf = None  # tensorflow.compat.v1, once `load_tensorflow` has run
@@ -93,8 +101,8 @@ class Settings:
         -20.0, "what a lost game's last reward is replaced by; none: nothing [chapter]"
     )
     seed: int | None = setting(None, "of all randomness; none: another each time [ours]")
-    render: Literal["auto", "window", "never"] = setting(
-        "auto", "show W_0's game; auto: where there is a screen [chapter: always]"
+    render: Literal["auto", "window", "terminal", "never"] = setting(
+        "auto", "show W_0's game; auto: on a screen, else in the terminal [chapter: always]"
     )
     run_dir: str | None = setting(None, "folder to write to; none: a new one in runs/ [ours]")
 
@@ -117,6 +125,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not holds(value):
                 raise ValueError(f"{option(name)} must be {words}, not {value}")
+        if self.render == "terminal" and not sys.stdout.isatty():
+            raise ValueError("--render terminal: the output is no terminal")
 
 
 def option(name):
@@ -654,6 +664,7 @@ class Worker:
     def __init__(self, name, AC, actors, run):
         """AC: its `ActorCriticNetwork`. actors: the `pong_actor.Actors` of all workers."""
         self.name, self.AC, self.actors, self.run = name, AC, actors, run
+        self.clip = None  # where its play is watched, a `Clip`
         self.total_step = 0
         number = int(name.removeprefix("W_"))
         self.epsilon = AC.exploration(number, actors.seed, actors.game.frames_per_step)
@@ -674,6 +685,8 @@ class Worker:
                         self._begin()
                     continue
                 buffer_r = self._learn(rollout)
+                if self.clip:
+                    self.clip.see(rollout, self.score)
                 self._count(rollout, buffer_r)
 
     def _begin(self):
@@ -958,16 +971,17 @@ def train(run, workers, actors, folder, in_window, signals):
     console = rich.console.Console(highlight=False, markup=False, soft_wrap=True)
     cores = multiprocessing.cpu_count()
     console.print(f"{len(workers)} workers on {cores} cores, curve in {folder.path}, Ctrl-C stops")
-    window, display = RewardWindow() if in_window else None, Display(console, run)
+    window = RewardWindow() if in_window else None
+    display = new_display(console, run, workers[0], in_window)
     if window and not window.figure:
         console.print("no window for the plot: Matplotlib finds no toolkit, such as python3-tk")
     threads = [threading.Thread(target=worker.work, name=worker.name) for worker in workers]
     run.started = time.monotonic()
     try:
-        with display.bar:
+        with display:
             for thread in threads:
                 thread.start()
-            while not run.coordinator.wait_for_stop(0.25):
+            while not run.coordinator.wait_for_stop(display.PERIOD):
                 if signals:
                     name = signal.Signals(signals[0]).name
                     run.stop("Ctrl-C" if name == "SIGINT" else name)
@@ -989,6 +1003,17 @@ def train(run, workers, actors, folder, in_window, signals):
     if window and set(signals) <= {signal.SIGINT}:
         window.leave_standing(run.episodes, signals)
     return status
+
+
+def new_display(console, run, worker, in_window):
+    """The worker's game in the terminal if that is wanted and possible, else lines and a bar."""
+    render, why_not = run.settings.render, TerminalView.why_not(console)
+    if render == "terminal" and why_not:
+        console.print(f"no view of {worker.name}'s game: {why_not}")
+    if why_not or in_window or render not in ("auto", "terminal"):
+        return Display(console, run)
+    worker.clip = Clip(pace=60 / worker.actors.game.frames_per_step)
+    return TerminalDisplay(console, run, worker.clip)
 
 
 def stop_workers(threads, actors):

@@ -379,6 +379,7 @@ def test_an_exception_in_a_worker_ends_the_run_and_leaves_its_curve(start):
         ("--until-score 40", "--until-score"),
         ("--max-minutes 0", "--max-minutes"),
         ("--render window", "--render"),
+        ("--render terminal", "--render terminal: the output is no terminal"),
         ("--run-dir /proc/nope", "/proc/nope"),
         ("--method dqn", "--method"),
         ("--frames 0", "--frames"),

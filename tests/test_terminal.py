@@ -1,0 +1,328 @@
+"""W_0's game in the terminal: its characters, its clips, and the real script in a real terminal."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import rich.console
+from test_run import GAME_LINE, ROOT, START_UP, wait_until
+
+import display
+import pong_actor
+
+# ------------------------------------------------------------------------------- what it is made of
+
+
+@pytest.mark.parametrize("height, rows", [(40, {0: "█▀ ", 2: " ▄ "}), (20, {0: "█▀ ", 1: " ▄ "})])
+def test_two_pixels_make_a_character(height, rows):
+    by_height = {
+        40: [(0, 0), (1, 0), (0, 1), (5, 1)],  # (row, column): a whole character, an upper, a lower
+        20: [(1, 0), (2, 0), (0, 1), (7, 1)],  # of 20 rows, a half is two pixels
+    }
+    pixels = np.array([80 * row + column for row, column in by_height[height]])
+    stacked = np.concatenate([pixels, 6400 + np.arange(6400)])  # and the frame before
+    drawn = display.court_rows(stacked, height)
+    assert drawn == [rows.get(y, "   ").ljust(80) for y in range(height)]
+
+
+def test_the_court_is_whole_at_both_heights():
+    everything = np.arange(6400)
+    for height in (40, 20):
+        assert display.court_rows(everything, height) == ["█" * 80] * height
+        assert display.court_rows(everything[6399:], height)[-1] == " " * 79 + "▄"
+        assert display.court_rows(everything[:0], height) == [" " * 80] * height
+
+
+def test_a_curve_is_an_area_in_eighths():
+    assert display.curve_rows([-21, -20, -19, -5], 4, 2) == ["   █", "▁▂▃█"]
+    assert display.curve_rows([-21.0], 3, 2) == ["   ", "▁▁▁"]
+    assert display.curve_rows([-21, -20.5], 2, 1) == ["▁▅"]  # a rise by less than 1 looks small
+    rising = display.curve_rows(list(range(1000)), 8, 1)
+    assert rising == ["▁▂▃▄▅▆▇█"]
+
+
+@pytest.fixture
+def actor():
+    actor = pong_actor.PongActor(pong_actor.game("Pong-v0"), [1], (20, 2, 300))  # with two frames
+    yield actor
+    actor.close()
+
+
+def seen(rollout):
+    """The states after a rollout's steps, of two frames each, dense."""
+    images = np.zeros((len(rollout.actions), 2 * 6400), np.uint8)
+    images[:, rollout.rows] = rollout.states[1:]
+    return list(images)
+
+
+def dense(pixels):
+    image = np.zeros(2 * 6400, np.uint8)
+    image[pixels] = 1
+    return image
+
+
+def test_a_clip_is_a_rally_from_point_to_point_at_the_games_pace(actor):
+    clip, played, score = display.Clip(pace=20), [], 0
+    for _ in range(30):
+        rollout = actor.play(20)
+        clip.see(rollout, score)  # unasked: not kept
+        score += int(rollout.rewards.sum())
+    assert clip.rollouts == []
+    pixels, _ = clip.now(100.0)
+    assert len(pixels) == 0  # nothing to show yet; but now a clip is wanted
+    points = []
+    while clip.wanted:
+        rollout = actor.play(20)
+        clip.see(rollout, score)
+        played += [seen(rollout)]
+        score += int(rollout.rewards.sum())
+        points += [rollout.rewards.any()]
+    assert len(points) > 3 and points.count(True) == 2 and points[-1]
+    rally = sum(played[points.index(True) + 1 :], [])
+    clip.see(actor.play(20), score)  # passed over
+
+    clip.now(200.0)
+    shown = [clip.now(200 + (step + 0.5) / 20) for step in range(len(rally))]
+    assert all(np.array_equal(dense(pixels), image) for (pixels, _), image in zip(shown, rally))
+    assert shown[-1][1] == score and abs(shown[0][1] - score) == 1
+    assert not clip.wanted
+    last, _ = clip.now(
+        200 + (len(rally) + 0.5) / 20
+    )  # its last frame stays, and the next is wanted
+    assert clip.wanted and np.array_equal(dense(last), rally[-1])
+
+
+def test_a_clip_of_a_rally_without_end_ends(actor):
+    clip = display.Clip(pace=4)
+    clip.now(100.0)
+    rollouts = 0
+    while clip.wanted:
+        rollout = actor.play(20)
+        if not rollout.rewards.any():
+            clip.see(rollout, 0)
+            rollouts += 1
+    assert rollouts == 2  # 40 steps, 10 seconds of such a game
+
+
+@pytest.mark.parametrize(
+    "why, options",
+    [
+        (None, {}),
+        ("the terminal has 99 columns, and it takes 100", dict(width=99)),
+        ("the output is no terminal that can draw", dict(_environ=dict(TERM="dumb"))),
+    ],
+)
+def test_what_cannot_show_the_court_says_why(why, options):
+    ours, programs = os.openpty()
+    with open(programs, "w", encoding="utf-8") as file:
+        options = dict(width=100, _environ=dict(TERM="xterm")) | options
+        assert display.TerminalView.why_not(rich.console.Console(file=file, **options)) == why
+    os.close(ours)
+
+
+def test_neither_a_file_nor_an_encoding_without_the_blocks_can_show_the_court(tmp_path):
+    with open(tmp_path / "file", "w") as file:
+        console = rich.console.Console(file=file, force_terminal=True, width=100)
+        assert "no terminal" in display.TerminalView.why_not(console)
+    ours, programs = os.openpty()
+    with open(programs, "w", encoding="latin-1") as file:
+        why = display.TerminalView.why_not(rich.console.Console(file=file, width=100))
+        assert why == "the terminal's encoding is latin-1, not UTF-8"
+    os.close(ours)
+
+
+# ------------------------------------------------------------------------- the script in a terminal
+
+
+class Terminal:
+    """A terminal of tmux with a shell in it, that nobody looks at."""
+
+    def __init__(self, folder, width, height):
+        self.folder = folder
+        left_out = "DISPLAY", "WAYLAND_DISPLAY", "NO_COLOR", "COLUMNS", "LINES", "TMUX", "TERM"
+        self.environment = {k: v for k, v in os.environ.items() if k not in left_out}
+        self.environment.update(LC_ALL="C.UTF-8", PYTHONPATH=str(ROOT))
+        self.ask(
+            "new-session", "-d", "-x", str(width), "-y", str(height), "PS1='ready> ' bash --norc"
+        )
+
+    def ask(self, *command):
+        """What tmux prints."""
+        return subprocess.run(
+            ["tmux", "-S", self.folder / "tmux", "-f", "/dev/null", "-u", *command],
+            cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=30,
+        ).stdout  # fmt: skip
+
+    def keys(self, *keys):
+        self.ask("send-keys", *keys)
+
+    def start(self, *options, program=str(ROOT / "a3c_pong.py")):
+        """Type the script's command line."""
+        shutil.rmtree(self.folder / "run", ignore_errors=True)
+        self.keys(" ".join([sys.executable, program, "--run-dir run", *options]), "Enter")
+
+    def rows(self, *options):
+        """The rows on the screen; "-e": with colours, "-S", "-": with those that have left it."""
+        return self.ask("capture-pane", "-p", *options).splitlines()
+
+    def text(self):
+        """Everything that was written, without long lines' breaks."""
+        return self.ask("capture-pane", "-p", "-J", "-S", "-")
+
+    def court(self, height):
+        """The court it shows, [2 * height, 80] bool; None if it shows none."""
+        walls = "▄" * 80, "▀" * 80
+        rows = [row.ljust(80)[:80] for row in self.rows()[: height + 2]]
+        if (rows[0], rows[-1]) != walls or not set("".join(rows[1:-1])) <= set(" ▀▄█"):
+            return None
+        upper, lower = ([[c in ink for c in row] for row in rows[1:-1]] for ink in ("▀█", "▄█"))
+        return np.stack([upper, lower], 1).reshape(2 * height, 80)
+
+    def comes_to_show_a_court(self, height, seconds=START_UP):
+        return wait_until(lambda: self.court(height) is not None, seconds)
+
+    def shows_both_paddles(self, height):
+        """Whether it shows a court with both paddles where they belong, and at most a ball."""
+        court = self.court(height)
+        if court is None:
+            return False
+        paddles, tall = court[:, [8, 9, 70, 71]], height // 5  # 16 of the screen's rows
+        whole = set(paddles.sum(axis=0)) <= {tall, tall + 1}  # not cut off by a wall
+        return whole and court.sum() - paddles.sum() <= 4
+
+    def ended(self):
+        """Whether the shell asks for the next command, on its own screen, with the cursor."""
+        state = self.ask("display-message", "-p", "#{cursor_flag} #{alternate_on}").split()
+        rows = [row for row in self.rows() if row]
+        return state == ["1", "0"] and rows and rows[-1].rstrip() == "ready>"
+
+    def status(self):
+        """The exit status of the last command."""
+        self.keys("echo status: $?", "Enter")
+        return wait_until(lambda: re.findall(r"^status: (\d+)$", "\n".join(self.rows()), re.M), 10)
+
+
+@pytest.fixture
+def terminal(tmp_path):
+    """terminal(width, height): a `Terminal`."""
+    if not shutil.which("tmux"):
+        pytest.skip("not installed: tmux")
+    terminals = []
+
+    def terminal(*size):
+        terminals.append(Terminal(tmp_path, *size))
+        assert wait_until(terminals[-1].ended, 10)
+        return terminals[-1]
+
+    yield terminal
+    for each in terminals:
+        each.keys("C-c")
+        each.ask("kill-server")
+
+
+@pytest.mark.slow
+def test_a_terminal_shows_the_game_and_ctrl_c_leaves_it_clean(terminal):
+    shell = terminal(120, 50)
+    shell.start("--workers 2")
+    assert wait_until(lambda: shell.shows_both_paddles(40))
+
+    assert "[48;5;236m" in "".join(shell.rows("-e"))
+
+    courts = []
+
+    def moved():
+        court = shell.court(40)
+        if court is not None and not any((court == other).all() for other in courts):
+            courts.append(court)
+        return len(courts) >= 10
+
+    assert wait_until(moved, 20)
+    assert wait_until(lambda: GAME_LINE.search("\n".join(shell.rows()[42:])))
+    beside = [row[81:].rstrip() for row in shell.rows()[:42]]
+    figures = "\n".join(beside)
+    assert re.search(r"^games +\d+$", figures, re.M)
+    assert re.search(r"^steps/s +[\d,]+$", figures, re.M)
+    assert wait_until(
+        lambda: re.search(
+            r"^running score +-2[01]\.\d\nEp_r +-[34]\d\.\d\ntime left +\d+:\d\d:\d\d$\n"
+            r"W_0's game +-?\d+$",
+            "\n".join(row[81:].rstrip() for row in shell.rows()[:42]), re.M,
+        ), 10,
+    )  # fmt: skip
+    assert "▁" in "".join(beside) or "█" in "".join(beside)
+    assert beside[-1] == "Ctrl-C ends it"
+
+    for width, height, rows in ((100, 24, 20), (100, 44, 40)):
+        shell.ask("resize-window", "-x", str(width), "-y", str(height))
+        assert shell.comes_to_show_a_court(rows, 10)
+    shell.ask("resize-window", "-x", "80", "-y", "15")
+    assert wait_until(lambda: shell.rows()[0].startswith("games   "), 10)
+    shell.ask("resize-window", "-x", "120", "-y", "50")
+    assert shell.comes_to_show_a_court(40, 10)
+
+    shell.keys("C-c")
+    assert wait_until(shell.ended, 10)
+    text = shell.text()
+    with open(shell.folder / "run" / "scores.csv") as file:
+        episodes = [line.split(",")[0] for line in file][1:]
+    assert [game[1] for game in games_in(text)] == episodes
+    assert f"2 workers on {os.cpu_count()} cores" in text
+    assert re.search(rf"^(\^C)?Ctrl-C: {len(episodes)} games, ", text, re.M)
+    assert "▀" not in text and "▄" not in text
+    assert shell.status() == ["130"]
+
+
+def games_in(text):
+    return GAME_LINE.findall(re.sub(r" +$", "", text, flags=re.M))
+
+
+@pytest.mark.slow
+def test_a_terminal_of_24_rows_without_colours_until_the_limit(terminal):
+    shell = terminal(100, 24)
+    shell.keys("export NO_COLOR=1", "Enter")
+    shell.start("--workers 2 --max-episodes 16 --render terminal")
+    assert wait_until(lambda: shell.shows_both_paddles(20))
+    assert not re.search(r"\x1b\[[\d;]*[34]8;", "\n".join(shell.rows("-e")))
+    assert wait_until(shell.ended)
+    text = shell.text()
+    assert len(games_in(text)) == 16
+    assert "16 games played: 16 games, " in text
+    assert shell.status() == ["0"]
+
+
+@pytest.mark.slow
+def test_a_narrow_terminal_shows_the_bar_and_says_why_if_asked(terminal):
+    shell = terminal(80, 30)
+    for render in "auto", "terminal":
+        shell.keys("clear; tmux clear-history", "Enter")
+        shell.start("--workers 2 --max-episodes 3 --render", render)
+        assert wait_until(lambda: "━" in shell.text())
+        assert wait_until(shell.ended)
+        why = "no view of W_0's game: the terminal has 80 columns, and it takes 100"
+        assert (why in shell.text()) == (render == "terminal")
+        assert len(games_in(shell.text())) == 3
+        assert shell.status() == ["0"]
+
+
+@pytest.mark.slow
+def test_a_fault_leaves_the_terminal_clean_and_is_shown(terminal):
+    shell = terminal(100, 24)
+    (shell.folder / "driver.py").write_text(
+        "import sys, a3c_pong\n"
+        "learning_rewards, calls = a3c_pong.learning_rewards, []\n"
+        "def failing(*arguments):\n"
+        "    calls.append(arguments)\n"
+        "    return learning_rewards(*arguments) if len(calls) < 800 else 1 / 0\n"
+        "a3c_pong.learning_rewards = failing\n"
+        "sys.exit(a3c_pong.main(sys.argv[1:]))\n"
+    )
+    shell.start("--workers 1", program="driver.py")
+    assert shell.comes_to_show_a_court(20)
+    assert wait_until(shell.ended)
+    assert "ZeroDivisionError: division by zero" in shell.text()
+    assert len(games_in(shell.text())) >= 1
+    assert shell.status() == ["1"]
