@@ -7,10 +7,12 @@ agent steps, of 2 to 4 emulator frames each.
 import csv
 import os
 import pathlib
+import pty
 import statistics
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
 
@@ -104,11 +106,11 @@ def dense(threads, seconds=SECONDS):
 class Training:
     """A run of the real script, and what was seen of it from outside."""
 
-    def __init__(self, seconds=SECONDS, *options):
+    def __init__(self, seconds=SECONDS, *options, output=subprocess.DEVNULL):
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, ROOT / "a3c_pong.py", "--render", "never", *options]
             command += ["--run-dir", f"{folder}/run", "--max-minutes", str((seconds + 2) / 60)]
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+            process = subprocess.Popen(command, stdin=output, stdout=output)
             self.samples = []  # (time, CPU seconds of the main process, its memory, its actors')
             while process.poll() is None:
                 time.sleep(0.5)
@@ -164,6 +166,26 @@ def workers():
         print(f"{1e6 * share / speed:.0f} us of it a step")
 
 
+def terminal():
+    """Training with W_0's game in a terminal, against training that shows nothing."""
+    ours, programs = pty.openpty()
+    termios.tcsetwinsize(programs, (50, 120))
+    os.environ["TERM"] = "xterm-256color"
+
+    def look():
+        while os.read(ours, 65536):
+            pass
+
+    threading.Thread(target=look, daemon=True).start()
+    rounds = []
+    for _ in range(ROUNDS):
+        with_it = Training(SECONDS, "--render", "terminal", output=programs)
+        rounds.append((with_it.steps_per_second, Training().steps_per_second))
+        print("terminal {:,.0f}  never {:,.0f}".format(*rounds[-1]))
+    shown, never = (statistics.median(column) for column in zip(*rounds))
+    print(f"medians: {shown:,.0f} and {never:,.0f} steps/s, {shown / never - 1:+.1%}")
+
+
 def memory():
     """Resident memory over ten minutes."""
     run = Training(600)
@@ -197,7 +219,7 @@ def start():
     )
 
 
-PARTS = dict(throughput=throughput, workers=workers, memory=memory, start=start)
+PARTS = dict(throughput=throughput, workers=workers, terminal=terminal, memory=memory, start=start)
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--bare"]:
