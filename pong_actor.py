@@ -12,6 +12,7 @@ The worker's side is `PongActor`, all workers' are `Actors`; `main` is the proce
 import collections
 import contextlib
 import gc
+import hashlib
 import json
 import math
 import mmap
@@ -34,6 +35,8 @@ from preprocessing import INPUT_SIZE, SCREEN_SHAPE, active_pixels
 
 MESSAGE_SIZE = 64  # bytes, more than any message has; the arrays go through shared memory
 REQUEST = "id"  # a rollout: how many steps, and epsilon, which is NaN for None
+STATE_SIZE = 2**17  # bytes, more than the state of any game has: some 17,000
+GIVE_STATE = 0  # a request for no steps is one for the game's state
 
 
 class Rollout(NamedTuple):
@@ -72,6 +75,7 @@ class SharedMemory:
             ((hidden, actions), np.float32), ((actions,), np.float32),
             ((max_steps,), np.int32), ((max_steps,), np.float32),
             ((inputs,), np.int32), (((max_steps + 1) * inputs,), np.uint8),
+            ((STATE_SIZE,), np.uint8),
         ]  # fmt: skip
         sizes = [math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays]
         os.ftruncate(file_descriptor, sum(sizes))
@@ -80,7 +84,7 @@ class SharedMemory:
             views.append(np.frombuffer(memory, np.uint8, size, offset).view(dtype).reshape(shape))
             offset += size
         self.policy = PolicyWeights(*views[:4])
-        self.actions, self.rewards, self.rows, self.states = views[4:]
+        self.actions, self.rewards, self.rows, self.states, self.saved = views[4:]
 
     def write(self, rollout):
         """Put a rollout's arrays in place; returns the bytes `read` needs to find them again."""
@@ -181,6 +185,50 @@ class Pong:
         self.ale.getScreen(self.screen)
         return active_pixels(self.screen)
 
+    # A sticky action repeats the one before it, and that is the only thing that the emulator's own
+    # copy of its state leaves out. So what it would play next goes into the state as well, and
+    # `restore` tries the actions until it plays the same.
+
+    def save(self):
+        """All that decides how the game goes on: (dict that JSON can hold, emulator's bytes)."""
+        reading, writing = os.pipe()
+        child = os.fork()  # plays on in the game's stead, which stays as it is
+        if child == 0:
+            os.write(writing, self._next_frames())
+            os._exit(0)
+        os.close(writing)
+        with open(reading, "rb") as pipe:
+            next_frames = pipe.read().hex()
+        os.waitpid(child, 0)
+        rng = self.env.np_random.bit_generator.state
+        about = dict(frameskips=self.frameskips, frameskip_rng=rng, next_frames=next_frames)
+        return about, self.ale.cloneState(include_rng=True).serialize()
+
+    def restore(self, about, emulator):
+        """Go on from what `save` gave."""
+        self.frameskips = about["frameskips"]
+        self.env.np_random.bit_generator.state = about["frameskip_rng"]
+        state = ale_py.ALEState.__new__(ale_py.ALEState)
+        state.__setstate__(emulator)
+        for last_action in self.actions:
+            for look_ahead in True, False:
+                for _ in range(20):  # the one before may stick, but not so many times
+                    self.ale.act(last_action)
+                self.ale.restoreState(state)
+                if look_ahead and self._next_frames().hex() != about["next_frames"]:
+                    break
+            else:
+                return
+        raise RuntimeError("the emulator does not go on as it did where its state was taken")
+
+    def _next_frames(self):
+        """Play 12 frames without an action: a digest of the state after each, 32 bytes."""
+        digest = hashlib.sha256()
+        for _ in range(12):
+            self.ale.act(self.actions[0])
+            digest.update(self.ale.cloneState(include_rng=True).serialize())
+        return digest.digest()
+
 
 class Player:
     """A game of Pong, and the policy that plays it."""
@@ -252,6 +300,27 @@ class Player:
         over_rows = self._over_rows(states)
         return Rollout(*over_rows, actions, rewards, terminal, truncated, self.next_action or 0)
 
+    def save(self):
+        """All that decides how the game goes on, but for the policy: bytes, for `restore`."""
+        about, emulator = self.pong.save()
+        about.update(game_over=self.game_over, policy_rng=self.rng.bit_generator.state)
+        if not self.game_over:
+            about.update(state=self.state.tolist(), next_action=self.next_action)
+            about["frames"] = [frame.tolist() for frame in self.frames]
+        return json.dumps(about).encode() + b"\n" + emulator
+
+    def restore(self, saved):
+        """Go on from what `save` gave."""
+        text, emulator = saved.split(b"\n", 1)
+        about = json.loads(text)
+        self.pong.restore(about, emulator)
+        self.rng.bit_generator.state = about["policy_rng"]
+        self.game_over = about["game_over"]
+        if not self.game_over:
+            self.state, self.next_action = np.array(about["state"], np.int64), about["next_action"]
+            self.frames.clear()
+            self.frames.extend(np.array(frame, np.int64) for frame in about["frames"])
+
     def _see(self, pixels):
         """The active inputs with one more frame: its pixels, then those of the ones before it."""
         if self.frames.maxlen == 1:
@@ -275,7 +344,10 @@ class Player:
 
 
 def main():
-    """The actor's process: answer each request, a number of steps, with a rollout."""
+    """The actor's process: answer each request, a number of steps, with a rollout.
+
+    No steps ask for the state of the game, and minus n steps to restore the one of n bytes.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):  # for the parent to decide
         signal.signal(number, signal.SIG_IGN)
     gc.disable()  # nothing here makes cycles of references; looking for them takes time
@@ -295,7 +367,15 @@ def main():
         while request := connection.recv(MESSAGE_SIZE):
             steps, epsilon = struct.unpack(REQUEST, request)
             epsilon = None if math.isnan(epsilon) else epsilon
-            connection.send(shared.write(player.play(steps, epsilon, parent_is_gone)))
+            if steps > 0:
+                connection.send(shared.write(player.play(steps, epsilon, parent_is_gone)))
+            elif steps == GIVE_STATE:
+                saved = player.save()
+                shared.saved[: len(saved)] = np.frombuffer(saved, np.uint8)
+                connection.send(struct.pack("i", len(saved)))
+            else:
+                player.restore(shared.saved[:-steps].tobytes())
+                connection.send(b"restored")
 
 
 # --------------------------------------------------------------------------- in the worker's thread
@@ -349,15 +429,41 @@ class PongActor:
         epsilon: as for `Player`. The arrays hold until the next. Raises ActorDied.
         """
         self.wait_until_ready()
-        with contextlib.suppress(OSError):  # it is dead: the answer, none, says so
-            epsilon = math.nan if epsilon is None else epsilon
-            self.connection.send(struct.pack(REQUEST, max_steps, epsilon))
+        self._request(max_steps, math.nan if epsilon is None else epsilon)
         return self.shared.read(self._receive())
+
+    def ask_for_state(self):
+        """Begin what `state` ends, so that several actors can be at it at once."""
+        self._request(GIVE_STATE)
+
+    def state(self, seconds=1):
+        """The state of the game that was asked for, [n] uint8, for `restore`. Raises ActorDied.
+
+        An actor that does not give it within so many seconds hangs, and is ended.
+        """
+        if not select.select([self.connection], [], [], seconds)[0]:
+            self.close()
+        (size,) = struct.unpack("i", self._receive())
+        return self.shared.saved[:size].copy()
+
+    def restore(self, state):
+        """Go on with the game from such a state, another actor's or an earlier one's.
+
+        Raises ActorDied.
+        """
+        self.wait_until_ready()
+        self.shared.saved[: len(state)] = state
+        self._request(-len(state))
+        self._receive()
 
     def close(self):
         """End the process; what it was playing is dropped."""
         self.process.kill()
         self.process.wait()
+
+    def _request(self, steps, epsilon=math.nan):
+        with contextlib.suppress(OSError):  # it is dead: the answer, none, says so
+            self.connection.send(struct.pack(REQUEST, steps, epsilon))
 
     def _receive(self):
         with contextlib.suppress(OSError):

@@ -335,6 +335,50 @@ def test_an_actor_plays_as_a_player_in_this_process_with_the_weights_last_writte
             assert same([actor.play(20)], [player.play(20)])
 
 
+@pytest.mark.parametrize("frames, ahead, epsilon", [(1, False, None), (3, True, 0.2)])
+def test_a_restored_actor_plays_on_as_the_one_whose_state_it_has(start, frames, ahead, epsilon):
+    kernel, *others = a_policy()
+    policy = np.tile(kernel, (frames, 1)), *others
+    options = dict(policy=policy, ahead=ahead)
+    one, kept, games = start(seed=[1], sizes=(20, frames, 300), **options), [], []
+    for _ in range(5):
+        one.play(7, epsilon)
+        one.ask_for_state()
+        kept.append(one.state())
+        games.append([copied(one.play(20, epsilon)) for _ in range(26)])  # 520 steps from there on
+        one.restore(kept[-1])
+    other = start(seed=[2], sizes=(50, frames, 300), **options)
+    other.play(5)
+    for state, game in zip(kept, games):
+        other.restore(state)
+        assert same(game, [copied(other.play(20, epsilon)) for _ in range(26)])
+        other.restore(state)
+        assert same(game[:2], [copied(other.play(20, epsilon)) for _ in range(2)])
+        other.ask_for_state()
+        assert not np.array_equal(other.state()[:1000], state[:1000])
+        assert same(game[2:4], [copied(other.play(20, epsilon)) for _ in range(2)])  # as if unasked
+
+
+def test_a_game_that_is_over_is_kept_as_over(start):
+    one, other = (start(seed=[k], policy=a_policy()) for k in (1, 2))
+    while not one.play(20).terminal:
+        pass
+    one.ask_for_state()
+    other.restore(one.state())
+    for _ in range(9):
+        assert same([copied(one.play(20))], [copied(other.play(20))])
+
+
+def test_an_actor_that_hangs_is_ended_when_its_state_is_asked_for(start):
+    actor = start()
+    actor.play(1)
+    actor.process.send_signal(signal.SIGSTOP)
+    actor.ask_for_state()
+    with pytest.raises(pong_actor.ActorDied, match="SIGKILL"):
+        actor.state(seconds=0.2)
+    assert not running(actor.process.pid)
+
+
 def test_an_actor_ignores_sigint(start):
     actor = start(policy=a_policy())
     actor.wait_until_ready()
