@@ -6,36 +6,33 @@ of the network and changes the global one without waiting for the others.
 
     python a3c_pong.py                     train as the chapter does; Ctrl-C stops, draws the curve
     python a3c_pong.py --max-minutes 20    the same, for 20 minutes
+    python a3c_pong.py --resume RUN        go on with the run in that folder
     python a3c_pong.py --help              every setting
 
-It prints a line for each game and leaves the curve, scores.csv and reward.png, in runs/<time>.
+It prints a line for each game and leaves the curve, scores.csv and reward.png, and checkpoints to
+go on from, in runs/<time>.
 """
 
 import argparse
 import contextlib
-import csv
 import dataclasses
-import errno
 import functools
-import importlib.metadata
-import json
 import math
 import multiprocessing
 import os
 import pathlib
-import platform
 import signal
-import subprocess
 import sys
 import threading
 import time
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-import matplotlib.figure
 import numpy as np
 import rich.console
 
+import checkpoints
 import pong_actor
+from checkpoints import Episode
 from display import (
     Clip,
     Display,
@@ -105,6 +102,7 @@ class Settings:
         "auto", "show W_0's game; auto: on a screen, else in the terminal [chapter: always]"
     )
     run_dir: str | None = setting(None, "folder to write to; none: a new one in runs/ [ours]")
+    autosave_minutes: float = setting(3.0, "minutes between checkpoints [ours]")
 
     def check(self):
         """Raises ValueError, with one line for the user, where a value makes no sense."""
@@ -113,7 +111,7 @@ class Settings:
                  "anneal_steps", "target_steps", "epsilon_frames")}  # fmt: skip
         must |= {name: (lambda x: 0 < x < math.inf, "a number above 0") for name in
                  ("max_minutes", "lr_actor", "lr_critic", "lr_q", "rmsprop_epsilon",
-                  "clip_norm")}  # fmt: skip
+                  "clip_norm", "autosave_minutes")}  # fmt: skip
         must |= {name: (lambda x: 0 <= x <= 1, "between 0 and 1") for name in
                  ("gamma", "gae_lambda", "rmsprop_decay")}  # fmt: skip
         must |= {name: (lambda x: 0 <= x < math.inf, "0 or a number above") for name in
@@ -129,6 +127,11 @@ class Settings:
             raise ValueError("--render terminal: the output is no terminal")
 
 
+# What may be another when a run is resumed; all else belongs to the run.
+CHANGEABLE = ("workers", "max_episodes", "max_steps", "max_minutes", "until_score", "render",
+              "autosave_minutes")  # fmt: skip
+
+
 def option(name):
     """The command-line option of a field."""
     return "--" + name.replace("_", "-")
@@ -140,7 +143,10 @@ def shown(value):
 
 
 def parse_settings(arguments):
-    """The settings in a list of arguments; one line on stderr and status 2 for wrong ones."""
+    """The command in a list of arguments, and a dict of the settings that it gives.
+
+    One line on stderr and status 2 for wrong ones.
+    """
 
     class Parser(argparse.ArgumentParser):
         def error(self, message):
@@ -151,19 +157,58 @@ def parse_settings(arguments):
     for field in dataclasses.fields(Settings):
         kinds = get_args(field.type) or (field.type,)
         how = {"help": f"{field.metadata['help']} (default: {shown(field.default)})"}
+        how["default"] = argparse.SUPPRESS  # what is not given is not there
         if get_origin(field.type) is Literal:
             how["choices"] = kinds
         elif field.type is bool:
             how["action"] = argparse.BooleanOptionalAction
         else:
             how["type"], how["metavar"] = reader(*kinds), kinds[0].__name__.upper()
-        parser.add_argument(option(field.name), default=field.default, **how)
-    settings = Settings(**vars(parser.parse_args(arguments)))
+        parser.add_argument(option(field.name), **how)
+    commands = parser.add_argument_group("instead of a new run").add_mutually_exclusive_group()
+    commands.add_argument(
+        "--resume", metavar="RUN_FOLDER", type=pathlib.Path, help="go on where it stopped"
+    )
+    command, given = parser.parse_args(arguments), {}
+    for field in dataclasses.fields(Settings):
+        if hasattr(command, field.name):
+            given[field.name] = getattr(command, field.name)
+            delattr(command, field.name)
     try:
-        settings.check()
+        Settings(**given).check()
     except ValueError as error:
         fail(error)
-    return settings
+    return command, given
+
+
+def resumed_settings(folder, kept, given, notices):
+    """The settings of a run to go on with, as the command line changes them.
+
+    Args:
+        folder: its `RunFolder`.
+        kept: dict of the settings in its checkpoint; {} where there is none yet.
+        given: dict of the settings on the command line, of CHANGEABLE ones.
+        notices: list of lines for the user, to add to.
+
+    Raises ValueError, with one line for the user.
+    """
+    names, values = [field.name for field in dataclasses.fields(Settings)], kept
+    try:
+        values = folder.config()["settings"]
+        settings = Settings(**{name: values[name] for name in names if name in values})
+        settings.check()
+    except (OSError, ValueError, TypeError) as error:
+        if not kept:
+            raise ValueError(f"{folder.path}/config.json: {checkpoints.why(error)}") from None
+        line = f"{folder.path}/config.json is not readable ({checkpoints.why(error)}): "
+        notices.append(line + "the settings are the checkpoint's")
+        settings = Settings(**{name: kept[name] for name in names if name in kept})
+    for name in [name for name in names if name not in values]:
+        default = shown(getattr(settings, name))
+        notices.append(f"{folder.path}/config.json does not say {name}: it is {default}")
+    for name in [name for name in values if name not in names]:
+        notices.append(f"{folder.path}/config.json says {name}, which is no setting: left out")
+    return dataclasses.replace(settings, **given)
 
 
 def reader(kind, none=None):
@@ -665,37 +710,53 @@ class Worker:
         """AC: its `ActorCriticNetwork`. actors: the `pong_actor.Actors` of all workers."""
         self.name, self.AC, self.actors, self.run = name, AC, actors, run
         self.clip = None  # where its play is watched, a `Clip`
-        self.total_step = 0
+        self.actor = self.game = None  # game: the state of one, to go on with
+        self.total_step = self.score = self.ep_r = 0
         number = int(name.removeprefix("W_"))
         self.epsilon = AC.exploration(number, actors.seed, actors.game.frames_per_step)
 
     def work(self):
         """The chapter's loop, a rollout at a time: play, learn, count, until the run stops."""
-        coordinator, period = self.run.coordinator, self.run.settings.steps_per_update
+        coordinator = self.run.coordinator
         with coordinator.stop_on_exception():
-            self._begin()
             while not coordinator.should_stop():
                 try:
-                    # as in the chapter: up to the worker's next multiple of 20, or the game's end
-                    steps = period - self.total_step % period
-                    rollout = self.actor.play(steps, self.epsilon(self.run.agent_steps))
+                    if self.actor is None:
+                        self._begin()
+                    with self.run.gate:
+                        rollout = self._play()
+                        buffer_r = self._learn(rollout)
+                        if self.clip:
+                            self.clip.see(rollout, self.score)
+                        self._count(rollout, buffer_r)
                 except pong_actor.ActorDied as death:
                     if not coordinator.should_stop():
-                        self.run.notices.append(self.actors.replace(self.name, death))
-                        self._begin()
-                    continue
-                buffer_r = self._learn(rollout)
-                if self.clip:
-                    self.clip.see(rollout, self.score)
-                self._count(rollout, buffer_r)
+                        with self.run.gate:
+                            self.run.notices.append(self.actors.replace(self.name, death))
+                            self.actor = self.game = None
 
     def _begin(self):
-        """Give the actor, the first one or one in a dead one's place, the policy; a game begins."""
-        self.actor = self.actors[self.name]
+        """Give the actor, the first one or one in a dead one's place, the policy and a game."""
+        actor = self.actors[self.name]
+        actor.wait_until_ready()
         self.actors.share_core(self.name)
         self.AC.pulled_at = 0
-        self.AC.pull_global(self.actor.policy)
-        self.score = self.ep_r = 0
+        self.AC.pull_global(actor.policy)
+        if self.game is None or actor.window:
+            self.score = self.ep_r = 0
+        else:
+            actor.restore(self.game)
+        self.actor, self.game = actor, None  # from here on it may be asked for its state
+
+    def _play(self):
+        """As in the chapter: up to the worker's next multiple of 20, or to the game's end."""
+        period = self.run.settings.steps_per_update
+        steps = period - self.total_step % period
+        how = steps, self.epsilon(self.run.agent_steps)
+        if not self.actor.window:
+            return self.actor.play(*how)
+        with self.run.gate.left():  # it takes a second
+            return self.actor.play(*how)
 
     def _learn(self, rollout):
         settings = self.run.settings
@@ -723,40 +784,71 @@ class Worker:
 # ------------------------------------------------------------------------------------------ the run
 
 
-class Episode(NamedTuple):
-    """A row of scores.csv."""
+class Gate:
+    """Which workers go through for each rollout, and which closes for a checkpoint.
 
-    episode: int
-    worker: str
-    agent_steps: int  # of the whole run so far
-    seconds: float  # of training so far
-    score: int  # the game's, -21 to 21
-    reward: float  # the chapter's, with its -20
-    running_score: float
-    running_reward: float  # the chapter's global_running_rate
+    A checkpoint is of a moment between two rollouts of every worker: no update is half done, and
+    each rollout played has been learned from and counted.
+    """
+
+    def __init__(self):
+        self.changed, self.inside, self.shut = threading.Condition(), 0, False
+
+    def __enter__(self):
+        with self.changed:
+            self.changed.wait_for(lambda: not self.shut)
+            self.inside += 1
+
+    def __exit__(self, *exception):
+        with self.changed:
+            self.inside -= 1
+            self.changed.notify_all()
+
+    @contextlib.contextmanager
+    def left(self):
+        """Stay outside for a while, within a `with gate:`."""
+        self.__exit__()
+        try:
+            yield
+        finally:
+            self.__enter__()
+
+    @contextlib.contextmanager
+    def closed(self, seconds=1):
+        """Let all come out and none in; whether all came out within so many seconds."""
+        with self.changed:
+            self.shut = True
+            empty = self.changed.wait_for(lambda: self.inside == 0, seconds)
+        try:
+            yield empty
+        finally:
+            with self.changed:
+                self.shut = False
+                self.changed.notify_all()
 
 
 def moving(mean, value):
     """The chapter's running mean; mean is None before the first value."""
-    return value if mean is None else 0.99 * mean + 0.01 * value
+    return float(value) if mean is None else 0.99 * mean + 0.01 * value
 
 
 class Run:
     """What the workers share besides the network: the counts, the curve, and when to stop."""
 
-    def __init__(self, settings):
+    def __init__(self, settings, notices):
         self.settings = settings
         self.coordinator = tf.train.Coordinator()
-        self.lock = threading.Lock()
+        self.lock, self.gate = threading.Lock(), Gate()
         self.agent_steps = 0
         self.episodes = []  # the curve, a list of `Episode`
-        self.notices = []  # lines for the user
+        self.notices = notices  # lines for the user
         self.started = time.monotonic()
+        self.seconds_before = 0.0  # when the run was resumed
         self.stopped_because = None
 
     def seconds(self):
         """Seconds of training so far."""
-        return time.monotonic() - self.started
+        return self.seconds_before + time.monotonic() - self.started
 
     def annealed(self):
         """How much of their way the annealed settings have gone, 0 to 1."""
@@ -806,65 +898,85 @@ class Run:
         self.coordinator.request_stop()
 
 
-def commit():
-    """The commit of this script's checkout, with -dirty where it was changed; None elsewhere."""
-    command = ["git", "-C", pathlib.Path(__file__).parent, "describe", "--always", "--dirty"]
-    with contextlib.suppress(OSError):
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+# -------------------------------------------------------------------------------------- checkpoints
+
+# What a run resumed needs to go on exactly: weights and mean squares, the row log, the curve, the
+# counts, and of each worker its counts and its actor's game. A window's game is not kept: W_0 is at
+# it for a second at a time, and begins another one.
 
 
-class RunFolder:
-    """A run's folder: config.json, and scores.csv and reward.png, up to date as it goes on."""
+def global_variables():
+    """Name -> variable: the weights, and the optimizers' numbers, which are named after them."""
+    every = {variable.op.name: variable for variable in tf.global_variables()}
+    return {name: variable for name, variable in every.items() if "globalnet/" in name}
 
-    PLOTTED_EVERY = 60  # seconds
 
-    def __init__(self, settings):
-        """Make it. Raises OSError where that fails, FileExistsError where it holds a run."""
-        self.path = pathlib.Path(settings.run_dir) if settings.run_dir else self._new()
-        if self.path.exists() and not self.path.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, "it is not a folder", str(self.path))
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / "scores.csv", "x", newline="") as file:
-            csv.writer(file).writerow(Episode._fields)
-        self.rows, self.plotted = 0, time.monotonic()
-        config = dict(settings=dataclasses.asdict(settings), command=sys.argv)
-        config["commit"] = commit()
-        config["machine"] = f"{multiprocessing.cpu_count()} cores, {platform.platform()}"
-        packages = "tensorflow", "gymnasium", "ale-py", "numpy"
-        config["versions"] = {name: importlib.metadata.version(name) for name in packages}
-        (self.path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+def take_snapshot(session, run, globalAC, workers):
+    """The (arrays, about) of a checkpoint. No worker may be within the gate."""
+    variables, row_log, playing = global_variables(), globalAC.row_log, {}
+    for worker in workers:
+        actor = worker.actor
+        if actor and not actor.window:
+            actor.ask_for_state()
+            playing[worker] = actor
+    arrays = dict(zip(variables, session.run([v.read_value() for v in variables.values()])))
+    arrays["row_log/touched_by"] = row_log.touched_by.copy()
+    counts = {}
+    for worker in workers:
+        game = worker.game  # which it is to go on with, and has not begun with
+        if worker in playing:
+            game = None
+            with contextlib.suppress(pong_actor.ActorDied):  # its worker will find out
+                game = playing[worker].state()
+        if game is not None:
+            arrays[f"actor/{worker.name}"] = game
+        score, ep_r = (0, 0) if game is None else (worker.score, worker.ep_r)
+        counts[worker.name] = dict(total_step=worker.total_step, score=score, ep_r=ep_r)
+    about = dict(updates=row_log.updates, agent_steps=run.agent_steps, seconds=run.seconds())
+    about.update(workers=counts, games=len(run.episodes))
+    return arrays, about
 
-    @staticmethod
-    def _new():
-        """A new folder under runs/, which no other run starting at this moment gets."""
-        name = time.strftime("runs/%Y-%m-%d_%H-%M-%S")
-        for path in map(pathlib.Path, [name] + [f"{name}_{k}" for k in range(2, 100)]):
-            with contextlib.suppress(FileExistsError):
-                path.mkdir(parents=True)
-                return path
-        raise FileExistsError(errno.EEXIST, "a hundred runs began this second", name)
 
-    def discard(self):
-        """Remove it again: the run has not begun."""
-        (self.path / "scores.csv").unlink()
-        (self.path / "config.json").unlink()
-        with contextlib.suppress(OSError):  # it was the user's, and is not empty
-            self.path.rmdir()
+def misfit(method, arrays, about):
+    """What keeps a checkpoint from this method's graph, in words, or None."""
+    if about["method"] != method:
+        return f"it is of the method {about['method']}, not {method}"
+    for name, variable in global_variables().items():
+        if name not in arrays or list(arrays[name].shape) != variable.shape.as_list():
+            return f"it is of another network: {name}"
+    return None
 
-    def write(self, episodes, plot_now=False):
-        """Append the new episodes to scores.csv, and now and then draw reward.png."""
-        if len(episodes) > self.rows:
-            with open(self.path / "scores.csv", "a", newline="") as file:
-                for e in episodes[self.rows :]:
-                    rounded = [round(x, 4) if isinstance(x, float) else x for x in e]
-                    csv.writer(file).writerow(rounded)
-                    self.rows += 1
-        if plot_now or time.monotonic() - self.plotted > self.PLOTTED_EVERY:
-            figure = matplotlib.figure.Figure(figsize=(8, 5), layout="constrained")
-            draw_curve(figure.subplots(), episodes)
-            figure.savefig(self.path / "reward.new.png")
-            os.replace(self.path / "reward.new.png", self.path / "reward.png")  # never half of it
-            self.plotted = time.monotonic()
+
+def restore(session, run, globalAC, workers, arrays, about):
+    """Go on from a checkpoint that fits."""
+    initializers = {name: v.initializer for name, v in global_variables().items()}
+    values = {operation.inputs[1]: arrays[name] for name, operation in initializers.items()}
+    session.run(list(initializers.values()), values)
+    globalAC.row_log.touched_by[:] = arrays["row_log/touched_by"]
+    globalAC.row_log.updates = about["updates"]
+    run.episodes = checkpoints.curve_of(arrays)
+    run.agent_steps, run.seconds_before = about["agent_steps"], about["seconds"]
+    then, now = about["versions"]["ale-py"], checkpoints.versions()["ale-py"]
+    if then != now:
+        run.notices.append(f"ale-py was {then} and is {now}: every worker begins a new game")
+    for worker in workers:
+        for name, count in about["workers"].get(worker.name, {}).items():
+            setattr(worker, name, count)
+        if then == now:
+            worker.game = arrays.get(f"actor/{worker.name}")
+
+
+def keep(snapshot, run, actors, folder):
+    """Write a snapshot as a checkpoint; whether that was possible."""
+    arrays, about = snapshot
+    episodes = run.episodes[: about["games"]]
+    arrays.update(checkpoints.curve_arrays(episodes))
+    for name in "running_score", "running_reward":
+        about[name] = getattr(episodes[-1], name) if episodes else None
+    about.update(method=run.settings.method, actions=actors.game.num_actions)
+    about.update(actors_started=actors.started)
+    about.update(settings=dataclasses.asdict(run.settings), versions=checkpoints.versions())
+    return folder.write_checkpoint(arrays, about)
 
 
 # --------------------------------------------------------------------------------------------- main
@@ -872,33 +984,44 @@ class RunFolder:
 
 def main(arguments=None):
     """The program: settings in, a trained network's curve out. Returns the exit status."""
-    settings = parse_settings(arguments)
-    signals = Signals()
-    if settings.seed is None:  # drawn here, so that config.json has it
-        settings = dataclasses.replace(settings, seed=int.from_bytes(os.urandom(3)))
+    command, given = parse_settings(arguments)
+    signals, notices = Signals(), []
     actors = folder = None
     try:
         try:
+            if command.resume:
+                folder, settings, kept = resume(command.resume, given, notices)
+            else:
+                settings, kept = Settings(**given), None
+            if settings.seed is None:  # drawn here, so that config.json has it
+                settings = dataclasses.replace(settings, seed=int.from_bytes(os.urandom(3)))
             game = pong_actor.game(settings.env_id)
             sizes = settings.steps_per_update, settings.frames, POLICY_UNITS
             ahead = METHODS[settings.method].CHOOSES_AHEAD
             actors = pong_actor.Actors(game, settings.seed, sizes, ahead)
+            if kept:  # other games for workers that have none to go on with
+                actors.started = kept[2]["actors_started"]
             in_window = start_actors(actors, settings)
-            folder = RunFolder(settings)
-        except ValueError as error:
+            if folder is None:
+                asked = dataclasses.asdict(settings)
+                folder = checkpoints.RunFolder.new(asked, notices, draw_curve)
+        except (ValueError, checkpoints.InUse) as error:
             fail(error)
         except FileExistsError:
             fail(f"{settings.run_dir} holds a run already; a new run needs a folder of its own")
         except OSError as error:
             fail(f"cannot write to {error.filename}: {error.strerror}")
         load_tensorflow()  # takes seconds, while the actors start
-        run, session = Run(settings), new_session()
-        workers = build(session, run, actors)
+        run, session = Run(settings, notices), new_session()
+        globalAC, workers = build(session, run, actors)
+        if command.resume:
+            go_on(session, run, globalAC, workers, folder, kept)
         signals.starting = False
-        return train(run, workers, actors, folder, in_window, signals)
+        snapshot = functools.partial(take_snapshot, session, run, globalAC, workers)
+        return train(run, workers, actors, folder, snapshot, in_window, signals)
     except KeyboardInterrupt:  # a signal during start-up
         signals.starting = False
-        if folder:
+        if folder and not command.resume:
             folder.discard()
         return signals.status()
     except pong_actor.ActorsKeepDying as error:
@@ -906,6 +1029,43 @@ def main(arguments=None):
     finally:
         if actors:
             actors.close()
+
+
+def resume(path, given, notices):
+    """A run to go on with: (its `RunFolder`, its settings, its newest checkpoint or None).
+
+    Raises ValueError, InUse, OSError.
+    """
+    for name in given:
+        if name not in CHANGEABLE:
+            raise ValueError(f"{option(name)} belongs to the run: it cannot change on the way")
+    folder = checkpoints.RunFolder.existing(path, notices, draw_curve)
+    kept = None
+    if checkpoints.paths(path):
+        kept = checkpoints.load_newest(path)
+        notices.extend(kept[3])
+    else:
+        notices.append(f"{path} has no checkpoint yet: the run begins at its beginning")
+    settings = resumed_settings(folder, kept[2]["settings"] if kept else {}, given, notices)
+    return folder, settings, kept
+
+
+def go_on(session, run, globalAC, workers, folder, kept):
+    """Bring the run to where its newest checkpoint that fits was taken, its files too."""
+    path = None
+    if kept:
+        fits = functools.partial(misfit, run.settings.method)
+        if fits(*kept[1:3]):
+            try:
+                kept = checkpoints.load_newest(folder.path, fits)
+            except ValueError as error:
+                fail(error)
+            run.notices.extend(kept[3])
+        path, arrays, about, _ = kept
+        restore(session, run, globalAC, workers, arrays, about)
+        played = f"{about['games']:,} games, {about['agent_steps']:,} steps"
+        run.notices.append(f"going on from {path}: {played} in {duration(about['seconds'])}")
+    folder.go_on(path, dataclasses.asdict(run.settings), run.episodes, run.agent_steps)
 
 
 class Signals(list):
@@ -944,7 +1104,7 @@ def start_actors(actors, settings):
         except pong_actor.ActorDied:
             if settings.render == "window":
                 fail("--render window: there is no screen that the emulator can open a window on")
-            in_window, actors.started = False, 0  # as if it had not been tried
+            in_window, actors.started = False, actors.started - 1  # as if it had not been tried
     # In a window W_0 plays 60 frames a second and learns little, so that there is one worker more.
     for number in range(in_window, workers + in_window):
         actors.start(f"W_{number}")
@@ -952,7 +1112,10 @@ def start_actors(actors, settings):
 
 
 def build(session, run, actors):
-    """The graph, globalnet and a local copy for each worker, with initial weights; the workers."""
+    """The graph, globalnet and a local copy for each worker, with initial weights.
+
+    Returns (globalAC, workers).
+    """
     tf.set_random_seed(actors.seed)
     network, workers = METHODS[run.settings.method], []
     parts = session, actors.game.num_actions, run.settings
@@ -963,10 +1126,10 @@ def build(session, run, actors):
             workers.append(Worker(name, AC, actors, run))
         session.run(tf.global_variables_initializer())
     workers[0].AC.at_steps(-1, 0)
-    return workers
+    return globalAC, workers
 
 
-def train(run, workers, actors, folder, in_window, signals):
+def train(run, workers, actors, folder, snapshot, in_window, signals):
     """Run the workers' threads until something stops them, showing and saving; the exit status."""
     console = rich.console.Console(highlight=False, markup=False, soft_wrap=True)
     cores = multiprocessing.cpu_count()
@@ -977,10 +1140,12 @@ def train(run, workers, actors, folder, in_window, signals):
         console.print("no window for the plot: Matplotlib finds no toolkit, such as python3-tk")
     threads = [threading.Thread(target=worker.work, name=worker.name) for worker in workers]
     run.started = time.monotonic()
-    try:
-        with display:
-            for thread in threads:
-                thread.start()
+    autosave, saved = 60 * run.settings.autosave_minutes, run.started
+    run.look_at_limits()  # one resumed may have nothing left to do
+    for thread in threads:
+        thread.start()
+    with display:
+        try:
             while not run.coordinator.wait_for_stop(display.PERIOD):
                 if signals:
                     name = signal.Signals(signals[0]).name
@@ -989,17 +1154,30 @@ def train(run, workers, actors, folder, in_window, signals):
                 run.look_at_limits()
                 display.refresh()
                 folder.write(run.episodes)
+                if time.monotonic() - saved > autosave:
+                    saved = time.monotonic()
+                    with run.gate.closed() as empty:
+                        taken = snapshot() if empty else None
+                    if taken:  # else an actor hangs: another time
+                        keep(taken, run, actors, folder)
                 if window:
                     window.refresh(run.episodes)
+        finally:
+            run.coordinator.request_stop()
             stop_workers(threads, actors)
+            taken = snapshot()
+            actors.close()
+            folder.write(run.episodes, plot_now=True)
+            kept = keep(taken, run, actors, folder)
             display.refresh()
-    finally:
-        run.coordinator.request_stop()
-        folder.write(run.episodes, plot_now=True)
     run.coordinator.join(threads)  # raises what a worker has raised
     played = f"{len(run.episodes):,} games, {run.agent_steps:,} steps in {duration(run.seconds())}"
     console.print(f"{run.stopped_because}: {played}; curve in {folder.path}/reward.png")
     status = signals.status()
+    if not kept:
+        print(f"a3c_pong.py: the last checkpoint could not be written to {folder.path}: "
+              "a resumed run goes on from the one before", file=sys.stderr)  # fmt: skip
+        status = 1
     if window and set(signals) <= {signal.SIGINT}:
         window.leave_standing(run.episodes, signals)
     return status
@@ -1021,8 +1199,9 @@ def stop_workers(threads, actors):
     deadline = time.monotonic() + 1
     for thread in threads:
         thread.join(max(0, deadline - time.monotonic()))
-    actors.close()
     for thread in threads:
+        if thread.is_alive():
+            actors[thread.name].close()
         thread.join()
 
 

@@ -7,12 +7,27 @@ agent steps played, and best.npz, the one with the highest running score.
 """
 
 import contextlib
+import csv
+import errno
+import fcntl
+import importlib.metadata
+import io
 import json
+import math
+import multiprocessing
 import os
 import pathlib
+import platform
+import subprocess
+import sys
+import time
 import zipfile
+from typing import NamedTuple
 
+import matplotlib.figure
 import numpy as np
+
+# --------------------------------------------------------------------------------- checkpoint files
 
 
 class Damaged(ValueError):
@@ -30,30 +45,33 @@ def save(path, arrays, about):
     Raises:
         OSError: it could not be written; what was at path is there still.
     """
-    path = pathlib.Path(path)
-    unfinished = path.with_name("unfinished.npz")  # one name for all: a killed run leaves only one
     # with the names: a bit of the zip archive's list may flip so that its last entries are unseen
     text = np.frombuffer(json.dumps([sorted(arrays), about]).encode(), np.uint8)
+    with replacing(path) as file:
+        np.savez(file, about=text, **arrays)
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """A binary file to write to, which takes the place of another when all of it is on the disk.
+
+    Whatever happens, the old one or the new one is there, whole.
+    """
+    path = pathlib.Path(path)
+    unfinished = path.with_name("unfinished")  # one name for all: a killed run leaves only one
     try:
         with open(unfinished, "wb") as file:
-            np.savez(file, about=text, **arrays)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
-        sync_folder(path.parent)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)  # its new name survives a power cut
+        os.close(folder)
     except OSError:
         with contextlib.suppress(OSError):
             unfinished.unlink()
         raise
-
-
-def sync_folder(path):
-    """Have the names in a folder survive a power cut."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def load(path):
@@ -111,3 +129,221 @@ def load_newest(where, fits=lambda arrays, about: None):
         except Damaged as damaged:
             passed_over.append(str(damaged))
     raise ValueError("; ".join(passed_over) or f"{where} holds no checkpoint")
+
+
+# ----------------------------------------------------------------------------------- a run's folder
+
+
+class Episode(NamedTuple):
+    """A row of scores.csv."""
+
+    episode: int
+    worker: str
+    agent_steps: int  # of the whole run so far
+    seconds: float  # of training so far
+    score: int  # the game's, -21 to 21
+    reward: float  # the chapter's, with its -20
+    running_score: float
+    running_reward: float  # the chapter's global_running_rate
+
+
+def curve_arrays(episodes):
+    """A list of `Episode` -> dict of curve/column -> array, for a checkpoint."""
+    columns = zip(*episodes) if episodes else [()] * len(Episode._fields)
+    return {f"curve/{name}": np.array(column) for name, column in zip(Episode._fields, columns)}
+
+
+def curve_of(arrays):
+    """The list of `Episode` in a checkpoint's arrays."""
+    columns = (arrays[f"curve/{name}"].tolist() for name in Episode._fields)
+    return [Episode(*row) for row in zip(*columns)]
+
+
+def commit():
+    """The commit of this script's checkout, with -dirty where it was changed; None elsewhere."""
+    command = ["git", "-C", pathlib.Path(__file__).parent, "describe", "--always", "--dirty"]
+    with contextlib.suppress(OSError):
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+
+
+def versions():
+    """The versions of the packages that the numbers depend on, by name."""
+    packages = "tensorflow", "gymnasium", "ale-py", "numpy"
+    return {name: importlib.metadata.version(name) for name in packages}
+
+
+class InUse(Exception):
+    """Another process writes to the folder."""
+
+
+class RunFolder:
+    """A run's folder: config.json, and scores.csv, reward.png and checkpoints, up to date.
+
+    A process has it to itself, until it ends however it ends. What cannot be written, on a full
+    disk, is written when it can be again; a line in `notices` says so, and the run goes on.
+    """
+
+    PLOTTED_EVERY = 60  # seconds
+    KEPT = 3  # checkpoints, besides the best
+    BEST_FROM = 100  # games: before, a running score says little
+
+    def __init__(self, path, notices, draw_curve):
+        """Use `new` or `existing`. draw_curve: called with axes and episodes."""
+        self.path, self.notices, self.draw_curve = path, notices, draw_curve
+        self.rows = self.length = 0  # of scores.csv, in bytes; None: it is to be written anew
+        self.best = -math.inf
+        self.unwritten, self.plotted = set(), time.monotonic()
+        self.lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel's to release
+        except BlockingIOError:
+            raise InUse(f"{path} is in use by a run that has not ended") from None
+
+    @classmethod
+    def new(cls, settings, *others):
+        """A new one. Raises OSError where that fails, FileExistsError where it holds a run."""
+        path = pathlib.Path(settings["run_dir"]) if settings["run_dir"] else cls._new_path()
+        if path.exists() and not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "it is not a folder", str(path))
+        path.mkdir(parents=True, exist_ok=True)
+        config = dict(settings=settings, command=sys.argv, commit=commit())
+        config["machine"] = f"{multiprocessing.cpu_count()} cores, {platform.platform()}"
+        config["versions"] = versions()
+        with open(path / "scores.csv", "x"):
+            folder = cls(path, *others)
+        try:
+            folder._write_config(config)
+            folder._write_curve([])
+        except OSError as error:
+            folder.discard()
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        return folder
+
+    @classmethod
+    def existing(cls, path, *others):
+        """That of a run to go on with. Raises InUse, and OSError."""
+        if not any((path / name).exists() for name in ("config.json", "checkpoints")):
+            raise FileNotFoundError(errno.ENOENT, "it holds no run", str(path))
+        return cls(path, *others)
+
+    @staticmethod
+    def _new_path():
+        """A new folder under runs/, which no other run starting at this moment gets."""
+        name = time.strftime("runs/%Y-%m-%d_%H-%M-%S")
+        for path in map(pathlib.Path, [name] + [f"{name}_{k}" for k in range(2, 100)]):
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(parents=True)
+                return path
+        raise FileExistsError(errno.EEXIST, "a hundred runs began this second", name)
+
+    def discard(self):
+        """Remove it again: the run has not begun."""
+        for name in "scores.csv", "config.json", "lock":
+            (self.path / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it was the user's, and is not empty
+            self.path.rmdir()
+
+    def config(self):
+        """What config.json holds. Raises ValueError, OSError where it cannot be read."""
+        config = json.loads((self.path / "config.json").read_text())
+        if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
+            raise ValueError("it holds no settings")
+        return config
+
+    def go_on(self, checkpoint, settings, episodes, agent_steps):
+        """Cut the files back to a checkpoint's, None being the run's beginning.
+
+        Newer checkpoints, which were no good, are renamed, so that they count no more.
+        """
+        every = paths(self.path)
+        for bad in every[: every.index(checkpoint)] if checkpoint else every:
+            with contextlib.suppress(OSError):
+                bad.rename(bad.with_name(f"bad-{bad.name}"))
+        with contextlib.suppress(Damaged):
+            self.best = load(self.path / "checkpoints" / "best.npz")[1]["running_score"]
+        self.length = None
+        self.write(episodes)
+        config = dict(settings=settings)
+        with contextlib.suppress(OSError, ValueError):
+            config = self.config()
+        before, config["settings"] = config["settings"], settings
+        changed = {name: value for name, value in settings.items() if before.get(name) != value}
+        resumed = dict(command=sys.argv, commit=commit(), agent_steps=agent_steps)
+        resumed.update(changed=changed, versions=versions())
+        config["resumed"] = [*config.get("resumed", []), resumed]
+        with self._if_possible("config.json"):
+            self._write_config(config)
+
+    def write(self, episodes, plot_now=False):
+        """Append the new episodes to scores.csv, and now and then draw reward.png."""
+        if len(episodes) > self.rows or self.length is None:
+            with self._if_possible("scores.csv"):
+                if self.length is None:
+                    self._write_curve(episodes)
+                else:
+                    self._append(episodes[self.rows :])
+        if plot_now or time.monotonic() - self.plotted > self.PLOTTED_EVERY:
+            self.plotted = time.monotonic()
+            figure, picture = matplotlib.figure.Figure((8, 5), layout="constrained"), io.BytesIO()
+            self.draw_curve(figure.subplots(), episodes)
+            figure.savefig(picture)
+            with self._if_possible("reward.png"), replacing(self.path / "reward.png") as file:
+                file.write(picture.getvalue())
+
+    def write_checkpoint(self, arrays, about):
+        """Write a checkpoint, and delete those too many. Whether it was possible."""
+        folder = self.path / "checkpoints"
+        with self._if_possible("a checkpoint"):
+            folder.mkdir(exist_ok=True)
+            save(folder / f"step-{about['agent_steps']:09}.npz", arrays, about)
+            for path in [path for path in paths(self.path) if path.name != "best.npz"][self.KEPT :]:
+                path.unlink()
+            score = about["running_score"]
+            if about["games"] >= self.BEST_FROM and score > self.best:
+                save(folder / "best.npz", arrays, about)
+                self.best = score
+        return "a checkpoint" not in self.unwritten
+
+    @contextlib.contextmanager
+    def _if_possible(self, what):
+        """Go on where it cannot be written; the first time, a line says so."""
+        try:
+            yield
+            self.unwritten.discard(what)
+        except OSError as error:
+            if not self.unwritten:
+                line = f"cannot write {what} to {self.path}: {why(error)}; training goes on, and "
+                self.notices.append(line + "it will be tried again")
+            self.unwritten.add(what)
+
+    def _write_config(self, config):
+        with replacing(self.path / "config.json") as file:
+            file.write((json.dumps(config, indent=2) + "\n").encode())
+
+    def _write_curve(self, episodes):
+        text = self._table([Episode._fields, *episodes])
+        with replacing(self.path / "scores.csv") as file:
+            file.write(text)
+        self.rows, self.length = len(episodes), len(text)
+
+    def _append(self, episodes):
+        """Append rows to scores.csv: all of them, or none."""
+        text = self._table(episodes)
+        with open(self.path / "scores.csv", "r+b", buffering=0) as file:
+            file.seek(self.length)
+            try:
+                if file.write(text) < len(text):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                file.truncate(self.length)
+                raise
+        self.rows, self.length = self.rows + len(episodes), self.length + len(text)
+
+    @staticmethod
+    def _table(rows):
+        """Rows as the bytes of a CSV file."""
+        text = io.StringIO(newline="")
+        for row in rows:
+            rounded = [round(x, 4) if isinstance(x, float) else x for x in row]
+            csv.writer(text).writerow(rounded)
+        return text.getvalue().encode()

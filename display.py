@@ -75,7 +75,8 @@ class Display:
     PERIOD = 0.25
 
     def __init__(self, console, run):
-        self.console, self.run, self.games, self.notices = console, run, 0, 0
+        self.console, self.run, self.notices = console, run, 0
+        self.games = len(run.episodes)  # of a run resumed, those before are not printed again
 
     def __enter__(self):
         self.bar = rich.progress.Progress(

@@ -61,7 +61,7 @@ def test_the_newest_good_one_is_loaded_and_the_others_are_named(tmp_path):
     order = ["step-1000000000.npz", "step-999999999.npz", "step-000000008.npz", "best.npz"]
     assert [path.name for path in checkpoints.paths(tmp_path)] == order
     (folder / order[0]).write_bytes(b"")
-    (folder / "unfinished.npz").write_bytes(b"half of one")
+    (folder / "unfinished").write_bytes(b"half of one")
 
     path, _, about, lines = checkpoints.load_newest(tmp_path)
     assert (path.name, about["number"]) == (order[1], 1)
@@ -87,7 +87,7 @@ def test_a_folder_without_a_checkpoint_is_named(tmp_path):
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path):
     path = write(tmp_path, "step-000000007.npz") / "step-000000007.npz"
     before = path.read_bytes()
-    (path.parent / "unfinished.npz").symlink_to("/dev/full")
+    (path.parent / "unfinished").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left"):
         checkpoints.save(path, {"large": np.zeros(100_000)}, {})
     assert path.read_bytes() == before
