@@ -1,151 +1,24 @@
 """The program as its user meets it: the real script in processes, with real signals."""
 
 import contextlib
-import csv
 import dataclasses
 import importlib.util
 import json
 import os
-import pathlib
 import pty
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import termios
 import time
 
-import matplotlib.image
-import numpy as np
 import pytest
+from program import GAME_LINE, ROOT, kill, shows_court, wait_until
 
 import a3c_pong
 
-ROOT = pathlib.Path(a3c_pong.__file__).parent
-GAME_LINE = re.compile(
-    r"^(W_\d+) Ep: (\d+) \| Ep_r: (-?\d+) \| score: (-?\d+) \(running -?\d+\.\d\)$", re.MULTILINE
-)
-LAST_LINE = re.compile(r"^(.+): ([\d,]+) games, ([\d,]+) steps in (\d+):(\d\d):(\d\d); curve in ")
-HEADER = "episode,worker,agent_steps,seconds,score,reward,running_score,running_reward"
-START_UP = 60  # seconds it may take on a busy machine
 HAS_TKINTER = importlib.util.find_spec("_tkinter") is not None
-
-
-def wait_until(holds, seconds=START_UP):
-    """What `holds` returns as soon as it is true, or its last answer after so many seconds."""
-    deadline = time.monotonic() + seconds
-    while not (answer := holds()) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return answer
-
-
-class Program:
-    """The script's process in a folder of its own, with what it has written."""
-
-    def __init__(self, folder, options, program, variables):
-        self.folder = folder
-        folder.mkdir()
-        environment = {name: value for name, value in os.environ.items()
-                       if name not in ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")}  # fmt: skip
-        self.mark = f"TEST_FOLDER={folder}"  # which its actors inherit, whoever their parent is
-        environment.update(variables, TEST_FOLDER=str(folder), PYTHONPATH=str(ROOT))
-        if "--run-dir" not in options and "--help" not in options:
-            options = ["--run-dir", str(folder / "run"), *options]
-        with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
-            self.process = subprocess.Popen(
-                [sys.executable, *program, *options],
-                cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-            )  # fmt: skip
-
-    @property
-    def out(self):
-        return (self.folder / "out").read_text()
-
-    @property
-    def err(self):
-        return (self.folder / "err").read_text()
-
-    def wait(self, seconds=START_UP):
-        """The exit status."""
-        return self.process.wait(seconds)
-
-    def signal(self, number):
-        self.process.send_signal(number)
-
-    def games(self):
-        """(worker, episode, reward, score) of each game printed, as strings."""
-        return GAME_LINE.findall(self.out)
-
-    def played(self):
-        """Of the last line: why it stopped, and how many games, steps and seconds there were."""
-        reason, *numbers = LAST_LINE.match(self.out.splitlines()[-1]).groups()
-        games, steps, hours, minutes, seconds = (int(n.replace(",", "")) for n in numbers)
-        return reason, games, steps, 3600 * hours + 60 * minutes + seconds
-
-    def rows(self):
-        """The rows of scores.csv."""
-        text = (self.folder / "run" / "scores.csv").read_text()
-        assert text.splitlines()[0] == HEADER
-        return list(csv.DictReader(text.splitlines()))
-
-    def curves(self):
-        """How many pixels the curves of score and reward take in reward.png."""
-        picture = read_picture(self.folder / "run" / "reward.png")
-        curves = picture[:, picture.shape[1] // 4 :]  # without the legend's lines, on the left
-        return count_pixels(curves, (0x1F, 0x77, 0xB4)), count_pixels(curves, (0xFF, 0x7F, 0x0E))
-
-    def actors(self):
-        """Process ids of its actors that live."""
-        found = []
-        for process in pathlib.Path("/proc").glob("[0-9]*"):
-            try:
-                ours = self.mark.encode() in (process / "environ").read_bytes().split(b"\0")
-                if ours and b"pong_actor.py" in (process / "cmdline").read_bytes():
-                    found.append(int(process.name))
-            except OSError:  # another user's, or gone
-                continue
-        return found
-
-    def no_actor_is_left(self, seconds):
-        return wait_until(lambda: not self.actors(), seconds)
-
-    def kill_all(self):
-        self.process.kill()
-        self.process.wait()
-        for actor in self.actors():
-            kill(actor)
-
-
-def kill(process_id):
-    try:
-        os.kill(process_id, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-
-
-def read_picture(path):
-    return np.round(matplotlib.image.imread(path)[:, :, :3] * 255).astype(np.uint8)
-
-
-def count_pixels(picture, colour):
-    return int((picture == colour).all(axis=2).sum())
-
-
-@pytest.fixture
-def start(tmp_path):
-    """start(option, ...) starts the script; all its processes are gone when the test is over."""
-    programs = []
-
-    def start(*options, program=(str(ROOT / "a3c_pong.py"),), **variables):
-        folder = tmp_path / f"run{len(programs)}"
-        programs.append(Program(folder, options, program, variables))
-        return programs[-1]
-
-    yield start
-    for program in programs:
-        program.kill_all()
-
 
 # ---------------------------------------------------------------------------------- what it leaves
 
@@ -437,71 +310,6 @@ def test_importing_the_modules_does_nothing(start):
 
 
 # -------------------------------------------------------------------------------------- in a window
-
-
-class Screen:
-    """An X display, 1280 by 800, that nobody looks at, and that needs no X client to be seen."""
-
-    def __init__(self, folder):
-        reading, writing = os.pipe()
-        self.process = subprocess.Popen(
-            ["Xvfb", "-displayfd", str(writing), "-screen", "0", "1280x800x24", "-noreset",
-             "-fbdir", str(folder)],
-            pass_fds=[writing], stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        os.close(writing)
-        with open(reading) as number:
-            self.name = f":{int(number.readline())}"
-        self.frame_buffer = folder / "Xvfb_screen0"
-
-    def ask(self, *arguments):
-        """What xdotool prints."""
-        environment = {**os.environ, "DISPLAY": self.name}
-        command = ["xdotool", *arguments]
-        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        return subprocess.run(command, env=environment, text=True, timeout=30, **pipes).stdout
-
-    def windows(self, name):
-        """The ids of the windows with that in their names, as they are now: SDL changes its own."""
-        # `search --name` passes over SDL's window, whose WM_NAME has a type that it does not know
-        every = self.ask("search", "--maxdepth", "1", "--class", "").split()
-        return [w for w in every if name in self.ask("getwindowname", w)]
-
-    def picture(self, window):
-        """What the screen shows where a window is, [height, width, 3] uint8; None if it is gone."""
-        text = self.ask("getwindowgeometry", "--shell", window)
-        where = {name: int(n) for name, n in re.findall(r"^(X|Y|WIDTH|HEIGHT)=(-?\d+)", text, re.M)}
-        if len(where) < 4:
-            return None
-        data = self.frame_buffer.read_bytes()  # in the format XWD: a header, colours, the pixels
-        header = np.frombuffer(data, ">u4", 25)
-        width, height, bytes_per_line = (int(header[i]) for i in (4, 5, 12))
-        pixels = np.frombuffer(data, np.uint8, height * bytes_per_line, header[0] + 12 * header[19])
-        image = pixels.reshape(height, bytes_per_line // 4, 4)[:, :width, 2::-1]
-        right, below = where["X"] + where["WIDTH"], where["Y"] + where["HEIGHT"]
-        return image[max(0, where["Y"]) : below, max(0, where["X"]) : right]
-
-
-@pytest.fixture
-def screen(tmp_path):
-    """A `Screen`."""
-    missing = [name for name in ("Xvfb", "xdotool") if not shutil.which(name)]
-    if missing:
-        pytest.skip(f"not installed: {', '.join(missing)}")
-    screen = Screen(tmp_path)
-    try:
-        yield screen
-    finally:
-        screen.process.kill()
-        screen.process.wait()
-
-
-def shows_court(picture):
-    """Whether a picture of the emulator's window is one of Pong with both paddles."""
-    court = picture[len(picture) // 5 : len(picture) * 9 // 10]  # without scores and walls
-    paddle, rival = (count_pixels(court, c) for c in ((92, 186, 92), (213, 130, 74)))
-    background, walls = (count_pixels(picture, c) for c in ((144, 72, 17), (236, 236, 236)))
-    return background > 90_000 and walls > 10_000 and 100 < paddle < 400 and 100 < rival < 400
 
 
 @pytest.mark.slow

@@ -1,0 +1,35 @@
+"""Fixtures that several files share."""
+
+import shutil
+
+import pytest
+from program import ROOT, Program, Screen
+
+
+@pytest.fixture
+def start(tmp_path):
+    """start(option, ...) starts the script; all its processes are gone when the test is over."""
+    programs = []
+
+    def start(*options, program=(str(ROOT / "a3c_pong.py"),), **variables):
+        folder = tmp_path / f"run{len(programs)}"
+        programs.append(Program(folder, options, program, variables))
+        return programs[-1]
+
+    yield start
+    for program in programs:
+        program.kill_all()
+
+
+@pytest.fixture
+def screen(tmp_path):
+    """A `Screen`."""
+    missing = [name for name in ("Xvfb", "xdotool") if not shutil.which(name)]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    screen = Screen(tmp_path)
+    try:
+        yield screen
+    finally:
+        screen.process.kill()
+        screen.process.wait()
