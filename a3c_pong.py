@@ -192,23 +192,24 @@ def resumed_settings(folder, kept, given, notices):
 
     Raises ValueError, with one line for the user.
     """
-    names, values = [field.name for field in dataclasses.fields(Settings)], kept
+    names = [field.name for field in dataclasses.fields(Settings)]
     try:
         values = folder.config()["settings"]
-        settings = Settings(**{name: values[name] for name in names if name in values})
+        settings = Settings(**{name: values[name] for name in names if name in values} | given)
         settings.check()
     except (OSError, ValueError, TypeError) as error:
         if not kept:
             raise ValueError(f"{folder.path}/config.json: {checkpoints.why(error)}") from None
         line = f"{folder.path}/config.json is not readable ({checkpoints.why(error)}): "
         notices.append(line + "the settings are the checkpoint's")
-        settings = Settings(**{name: kept[name] for name in names if name in kept})
+        values = kept
+        settings = Settings(**{name: kept[name] for name in names if name in kept} | given)
     for name in [name for name in names if name not in values]:
         default = shown(getattr(settings, name))
         notices.append(f"{folder.path}/config.json does not say {name}: it is {default}")
     for name in [name for name in values if name not in names]:
         notices.append(f"{folder.path}/config.json says {name}, which is no setting: left out")
-    return dataclasses.replace(settings, **given)
+    return settings
 
 
 def reader(kind, none=None):

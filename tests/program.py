@@ -41,7 +41,7 @@ class Program:
                        if name not in ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")}  # fmt: skip
         self.mark = f"TEST_FOLDER={folder}"  # which its actors inherit, whoever their parent is
         environment.update(variables, TEST_FOLDER=str(folder), PYTHONPATH=str(ROOT))
-        if "--run-dir" not in options and "--help" not in options:
+        if not {"--run-dir", "--resume", "--help"} & set(options):
             options = ["--run-dir", str(folder / "run"), *options]
         with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
             self.process = subprocess.Popen(

@@ -1,0 +1,366 @@
+"""A run goes on where it stopped, whatever stopped it: the real script, killed, filled, damaged."""
+
+import contextlib
+import csv
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from program import HEADER, wait_until
+
+import a3c_pong
+import checkpoints
+
+EXACT = "--workers", "1", "--seed", "5", "--render", "never"
+
+
+def rows_of(run):
+    """The rows of scores.csv, each of them whole, numbered from 0, in the order of their time."""
+    header, *lines = (run / "scores.csv").read_text().splitlines()
+    assert header == HEADER
+    rows = list(csv.DictReader([header, *lines]))
+    assert all(len(line.split(",")) == len(header.split(",")) for line in lines)
+    assert [int(row["episode"]) for row in rows] == list(range(len(rows)))
+    for name in "agent_steps", "seconds":
+        values = [float(row[name]) for row in rows]
+        assert values == sorted(values)
+    assert len({row["agent_steps"] for row in rows}) == len(rows)
+    return rows
+
+
+def newest(run):
+    """The (arrays, about) of the newest checkpoint, which is whole."""
+    _, arrays, about, passed_over = checkpoints.load_newest(run)
+    assert passed_over == []
+    return arrays, about
+
+
+def steps_kept(run):
+    names = [path.name for path in checkpoints.paths(run) if path.name.startswith("step")]
+    return int(names[0][5:-4]) if names else -1
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """The folder of a run that 100 updates have stopped, with three checkpoints; not to change."""
+    folder = tmp_path_factory.mktemp("half") / "run"
+    command = [sys.executable, a3c_pong.__file__, *EXACT, "--max-steps", "2000"]
+    command += ["--autosave-minutes", "0.004", "--run-dir", str(folder)]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL)
+    assert done.returncode == 0
+    assert len(checkpoints.paths(folder)) == 3
+    return folder
+
+
+@pytest.fixture
+def run(half, tmp_path):
+    """The folder of such a run, to go on with."""
+    return pathlib.Path(shutil.copytree(half, tmp_path / "run"))
+
+
+# ------------------------------------------------------------------------------------- it goes on
+
+
+@pytest.mark.slow
+def test_200_updates_are_100_and_a_resumed_100(start, run):
+    straight = start(*EXACT, "--max-steps", "4000")
+    before = newest(run)[1]
+    assert before["agent_steps"] == 2000 and before["updates"] >= 100
+    assert before["workers"]["W_0"]["score"] < 0  # in the middle of a game
+    resumed = start("--resume", str(run), "--max-steps", "4000")
+    assert straight.wait() == resumed.wait() == 0
+    assert resumed.err == ""
+
+    arrays, about = newest(run)
+    expected, about_straight = newest(straight.folder / "run")
+    assert arrays.keys() == expected.keys()
+    assert any("RMSProp" in name for name in arrays)
+    for name in arrays.keys() - {"curve/seconds"}:
+        assert np.array_equal(arrays[name], expected[name]), name
+    for name in "updates", "workers", "games", "running_score", "running_reward":
+        assert about[name] == about_straight[name]
+    assert about["seconds"] > before["seconds"]
+    for row, other in zip(rows_of(run), straight.rows(), strict=True):
+        assert row | {"seconds": 0} == other | {"seconds": 0}
+
+    first = f"going on from {run}/checkpoints/step-000002000.npz: {before['games']} games, 2,000"
+    assert resumed.out.splitlines()[1].startswith(first)
+    assert [int(game[1]) for game in resumed.games()] == [*range(before["games"], about["games"])]
+    config = json.loads((run / "config.json").read_text())
+    assert config["settings"]["max_steps"] == 4000 and config["settings"]["seed"] == 5
+    (entry,) = config["resumed"]
+    assert entry["agent_steps"] == 2000 and entry["changed"] == {"max_steps": 4000}
+    assert entry["command"][1:3] == ["--resume", str(run)]
+
+
+@pytest.mark.slow
+def test_a_limit_reached_already_is_said_and_more_workers_may_join(start, run):
+    again = start("--resume", str(run))
+    assert again.wait() == 0
+    assert again.played()[:3] == ("2,000 steps played", len(rows_of(run)), 2000)
+    more = start("--resume", str(run), "--workers", "2", "--max-steps", "6000")
+    assert more.wait() == 0
+    assert {row["worker"] for row in rows_of(run)[-2:]} == {"W_0", "W_1"}
+
+
+@pytest.mark.slow
+def test_20_kills_leave_one_curve(start, tmp_path):
+    rng, run = random.Random(1), tmp_path / "run"
+    fast = "--workers", "2", "--autosave-minutes", "0.01", "--render", "never"
+    kept, games = -1, 0
+    for kill in range(20):
+        begun = (run / "config.json").exists()
+        program = start(*fast, *(("--resume", str(run)) if begun else ("--run-dir", str(run))))
+        if kill % 2:  # while it starts
+            time.sleep(rng.uniform(0.2, 3))
+        elif kill % 4:  # while it saves
+            assert wait_until(lambda: (run / "checkpoints" / "unfinished").exists())
+        else:
+            assert wait_until(lambda before=kept: steps_kept(run) > before)
+            time.sleep(rng.uniform(0, 0.6))
+        assert program.process.poll() is None, program.err
+        program.signal(signal.SIGKILL)
+        program.wait()
+        assert program.err == ""
+        if checkpoints.paths(run):
+            about = newest(run)[1]
+            assert about["agent_steps"] >= kept and about["games"] >= games
+            kept, games = about["agent_steps"], about["games"]
+        if (run / "scores.csv").exists() and begun:
+            assert len(rows_of(run)) >= games
+    assert kept > 0
+    program = start("--resume", str(run), "--max-steps", str(kept + 3000), "--render", "never")
+    assert program.wait() == 0
+    assert program.err == ""
+    rows = rows_of(run)
+    assert len(rows) == newest(run)[1]["games"] > games
+    assert len(json.loads((run / "config.json").read_text())["resumed"]) > 8
+    assert len(checkpoints.paths(run)) == 3
+
+
+@pytest.mark.slow
+def test_sigterm_during_a_save_ends_the_run_with_everything_kept(start):
+    program = start("--workers", "2", "--autosave-minutes", "0.003", "--render", "never")
+    run = program.folder / "run"
+    assert wait_until(program.games)
+    assert wait_until(lambda: (run / "checkpoints" / "unfinished").exists())
+    program.signal(signal.SIGTERM)
+    assert program.wait(6) == 0
+    assert program.actors() == []
+    assert program.err == ""
+    _, games, steps, _ = program.played()
+    about = newest(run)[1]
+    assert (about["games"], about["agent_steps"]) == (games, steps)
+    assert len(rows_of(run)) == games
+    assert sorted(path.name for path in run.iterdir()) == [
+        "checkpoints", "config.json", "lock", "reward.png", "scores.csv"]  # fmt: skip
+
+
+# ---------------------------------------------------------------------------- what has been damaged
+
+
+@pytest.mark.slow
+def test_damaged_checkpoints_are_named_and_the_one_before_is_used(start, run):
+    cut, flipped, good = checkpoints.paths(run)
+    cut.write_bytes(cut.read_bytes()[:-1000])
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 2] ^= 4
+    flipped.write_bytes(content)
+    games = checkpoints.load(good)[1]["games"]
+    program = start("--resume", str(run), "--max-steps", "3000")
+    assert program.wait() == 0
+    assert program.err == ""
+    out = program.out.splitlines()
+    assert out[1].startswith(f"{cut} is damaged") and out[2].startswith(f"{flipped} is damaged")
+    assert out[3].startswith(f"going on from {good}: {games} games, ")
+    assert len(rows_of(run)) == newest(run)[1]["games"]
+    assert {path.name for path in cut.parent.glob("bad-*")} == {
+        f"bad-{cut.name}", f"bad-{flipped.name}"}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_method_or_network_is_refused(start, run):
+    other, wider, good = checkpoints.paths(run)
+    arrays, about = checkpoints.load(good)
+    checkpoints.save(other, arrays, about | {"method": "dqn"})
+    kernel = {"globalnet/kernel": np.zeros((6400, 800), np.float32)}
+    checkpoints.save(wider, arrays | kernel, about)
+    good.unlink()
+    program = start("--resume", str(run))
+    assert program.wait() == 2
+    (line,) = program.err.splitlines()
+    assert f"{other} does not fit: it is of the method dqn, not a3c" in line
+    assert f"{wider} does not fit: it is of another network: globalnet/kernel" in line
+
+
+@pytest.mark.slow
+def test_a_config_of_another_version_is_understood(start, run):
+    config = json.loads((run / "config.json").read_text())
+    del config["settings"]["beta"], config["settings"]["autosave_minutes"]
+    config["settings"]["colour"] = "red"
+    (run / "config.json").write_text(json.dumps(config))
+    program = start("--resume", str(run))
+    assert program.wait() == 0
+    assert f"{run}/config.json does not say beta: it is 0.0001\n" in program.out
+    assert f"{run}/config.json does not say autosave_minutes: it is 3.0\n" in program.out
+    assert f"{run}/config.json says colour, which is no setting: left out\n" in program.out
+    settings = json.loads((run / "config.json").read_text())["settings"]
+    assert settings["beta"] == 0.0001 and "colour" not in settings and settings["seed"] == 5
+
+    (run / "config.json").write_text('{"settings": {"gam')
+    program = start("--resume", str(run))
+    assert program.wait() == 0
+    assert f"{run}/config.json is not readable (" in program.out
+    settings = json.loads((run / "config.json").read_text())["settings"]
+    assert settings["seed"] == 5 and settings["max_steps"] == 2000
+
+
+def test_what_belongs_to_the_run_cannot_be_changed(start, run):
+    program = start("--resume", str(run), "--gamma", "0.99")
+    assert program.wait() == 2
+    assert program.err == "a3c_pong.py: --gamma belongs to the run: it cannot change on the way\n"
+
+
+def test_a_folder_without_a_run_is_not_resumed(start, tmp_path):
+    for folder in tmp_path, tmp_path / "nope":
+        program = start("--resume", str(folder))
+        assert program.wait() == 2
+        (line,) = program.err.splitlines()
+        assert str(folder) in line
+    assert not (tmp_path / "nope").exists() and not (tmp_path / "lock").exists()
+
+
+@pytest.mark.slow
+def test_the_second_run_on_a_folder_is_refused(start):
+    one = start("--workers", "1", "--max-minutes", "1", "--render", "never")
+    run = one.folder / "run"
+    assert wait_until(lambda: (run / "config.json").exists())
+    two = start("--resume", str(run))
+    assert two.wait() == 2
+    assert two.err == f"a3c_pong.py: {run} is in use by a run that has not ended\n"
+    three = start("--run-dir", str(run))
+    assert three.wait() == 2
+    assert "holds a run already" in three.err
+    assert wait_until(one.games)
+    one.signal(signal.SIGTERM)
+    assert one.wait() == 0
+
+
+# ------------------------------------------------------------------------------------ the world
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a file system of 110 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=110m", "none", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a file system is not permitted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(file):
+    """Fill the rest of a file system with a file."""
+    with contextlib.suppress(OSError), open(file, "wb", buffering=0) as filler:
+        for size in (2**20, 2**12, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    filler.write(bytes(size))
+
+
+@pytest.mark.slow
+def test_on_a_full_disk_training_goes_on_and_nothing_is_lost(start, small_disk):
+    run, filler = small_disk / "run", small_disk / "filler"
+    options = "--workers", "2", "--autosave-minutes", "0.02", "--render", "never"
+    program = start(*options, "--run-dir", str(run))
+    assert wait_until(lambda: steps_kept(run) > 0)
+    fill(filler)
+    assert wait_until(lambda: f"to {run}: No space left on device; training goes on" in program.out)
+    games = len(program.games())
+    assert wait_until(lambda: len(program.games()) > games + 12)
+    kept = newest(run)[1]["agent_steps"]
+    rows_of(run)
+
+    filler.unlink()
+    assert wait_until(lambda: steps_kept(run) > kept)
+    assert wait_until(lambda: len(rows_of(run)) > games + 12)
+    assert program.out.count("No space left") == 1
+
+    fill(filler)
+    program.signal(signal.SIGTERM)
+    assert program.wait(10) == 1
+    (line,) = program.err.splitlines()
+    assert "the last checkpoint could not be written" in line
+    kept = newest(run)[1]
+    filler.unlink()
+    program = start("--resume", str(run), "--max-steps", str(kept["agent_steps"] + 1))
+    assert program.wait() == 0
+    assert len(rows_of(run)) == newest(run)[1]["games"]
+
+
+def test_no_row_is_torn_where_the_disk_is_full(small_disk):
+    notices, settings = [], {"run_dir": str(small_disk / "run")}
+    folder = checkpoints.RunFolder.new(settings, notices, lambda axes, episodes: None)
+    episodes = [checkpoints.Episode(k, "W_0", k, k / 7, -21, -40.0, -20.5, -39.5)
+                for k in range(3000)]  # fmt: skip
+    folder.write(episodes[:10])
+    filler = small_disk / "filler"
+    fill(filler)
+    written = 10
+    for until in range(20, 2000, 10):  # the last page has room for some
+        folder.write(episodes[:until])
+        assert len(rows_of(folder.path)) in (written, until)
+        written = len(rows_of(folder.path))
+    assert 10 < written < 1000
+    assert len(notices) == 1 and "No space left" in notices[0]
+    filler.unlink()
+    folder.write(episodes)
+    assert len(rows_of(folder.path)) == 3000
+    fill(filler)
+    folder.write(episodes + episodes[:1000])
+    assert len(notices) == 2  # it had been possible in between
+
+
+@pytest.mark.slow
+def test_a_jump_of_the_clock_changes_nothing(start, tmp_path):
+    libraries = list(pathlib.Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+    if not libraries:
+        pytest.skip("not installed: faketime")
+    clock = tmp_path / "clock"
+    clock.write_text("+0")
+    program = start(
+        "--workers", "2", "--max-minutes", "0.15", "--autosave-minutes", "0.01",
+        LD_PRELOAD=str(libraries[0]), FAKETIME_TIMESTAMP_FILE=str(clock), FAKETIME_NO_CACHE="1",
+        FAKETIME_DONT_FAKE_MONOTONIC="1",
+    )  # fmt: skip
+    run = program.folder / "run"
+    for jump in "+40d", "-40d":
+        kept = steps_kept(run)
+        assert wait_until(lambda kept=kept: steps_kept(run) > kept)
+        clock.write_text(jump)
+    assert program.wait() == 0
+    assert program.err == ""
+    reason, games, _, seconds = program.played()
+    assert reason == "0.15 minutes over" and 9 <= seconds <= 12
+    rows = rows_of(run)
+    assert len(rows) == games and float(rows[-1]["seconds"]) <= 12
+
+
+def test_the_best_checkpoint_is_that_of_the_highest_running_score(tmp_path):
+    folder = checkpoints.RunFolder.new({"run_dir": str(tmp_path / "run")}, [], None)
+    for games, score in ((99, -1.0), (100, -18.0), (101, -17.0), (102, -19.0)):
+        about = dict(agent_steps=games * 1000, games=games, running_score=score)
+        assert folder.write_checkpoint({"x": np.zeros(2)}, about)
+    names = [path.name for path in checkpoints.paths(folder.path)]
+    assert names == [f"step-{n:09}.npz" for n in (102000, 101000, 100000)] + ["best.npz"]
+    assert checkpoints.load(folder.path / "checkpoints" / "best.npz")[1]["games"] == 101
