@@ -366,12 +366,15 @@ class Network:
         weights = tf.placeholder(self.DTYPE, [None, None], "weights")  # [T, T]
         values = tf.stop_gradient(self.bootstrap_values())[1:, tf.newaxis]  # [T, 1]
         self.v_target = rewards + (weights @ values)[:, 0]  # [T]
-        losses = self._build_losses()  # each [T]
+        losses = self._build_losses()  # each [T], name -> tensor
         each = tf.placeholder(self.DTYPE, [None], "each")  # [T]: what a step counts in the loss
         params = [variable for group in self.net.params.values() for variable in group]
         kernel_grad, *grads = tf.gradients(
-            losses, [self.net.kernel_rows, *params], [each] * len(losses)
+            list(losses.values()), [self.net.kernel_rows, *params], [each] * len(losses)
         )
+        figures = losses | self.figures()
+        self.measured = {name: tf.reduce_mean(figure) for name, figure in figures.items()}
+        self.measured["gradient_norm"] = tf.linalg.global_norm([kernel_grad, *grads])
         if self.settings.clip_norm:
             clipped, _ = tf.clip_by_global_norm([kernel_grad, *grads], self.settings.clip_norm)
             kernel_grad, *grads = clipped
@@ -388,16 +391,18 @@ class Network:
         rollout = [self.rows, self.s, self.a_his, self.next_action]
         feeds = [*rollout, rewards, weights, each, theirs.annealed]
         self._push = make_callable(session, push, feeds)
+        self._push_and_measure = make_callable(session, [*self.measured.values(), *push], feeds)
         self._pull = make_callable(session, [kernel_rows, *copies[:3], *pull], [self.rows])
         self._catch_up = theirs.kernel_train.catch_up(session)
 
-    def update_global(self, rollout, rewards, weights, annealed=0.0):
+    def update_global(self, rollout, rewards, weights, annealed=0.0, measured=None):
         """Apply the local gradients of one rollout to the global network.
 
         Args:
             rollout: a `pong_actor.Rollout`.
             rewards, weights: [T] and [T, T], its returns as `lambda_returns` gives them.
             annealed: 0 to 1, how much of their way learning rates (to 0) and beta have gone.
+            measured: dict to write the update's losses and the like to, for TensorBoard.
         """
         row_log, steps = self.globalAC.row_log, len(rollout.actions)
         row_log.begin_update(rollout.rows, self._catch_up)
@@ -406,7 +411,11 @@ class Network:
             np.asarray(x, self.DTYPE) for x in (rollout.states, rewards, weights, each)
         )
         played = rollout.rows, states, rollout.actions, np.int32(rollout.next_action)
-        self._push(*played, *returns, np.float32(annealed))
+        if measured is None:
+            self._push(*played, *returns, np.float32(annealed))
+        else:
+            figures = self._push_and_measure(*played, *returns, np.float32(annealed))
+            measured.update(zip(self.measured, map(float, figures)))
         row_log.end_update(rollout.rows)
 
     def pull_global(self, policy):
@@ -427,6 +436,10 @@ class Network:
     def sums(self):
         """Whether a loss is the sum over a rollout's steps, or their mean."""
         return self.settings.loss == "sum"
+
+    def figures(self):
+        """What else to measure, beside the losses: name -> tensor."""
+        return {}
 
     def exploration(self, number, seed, frames_per_step):
         """A function from T to a worker's epsilon; None where it draws from the policy."""
@@ -472,12 +485,15 @@ class ActorCriticNetwork(Network):
         log_prob = -tf.nn.sparse_softmax_cross_entropy_with_logits(
             labels=self.a_his, logits=self.logits[:-1]
         )  # [T]
-        entropy = -tf.reduce_sum(self.a_prob * tf.log(self.a_prob + 1e-5), axis=1)[:-1]  # [T]
+        self.entropy = -tf.reduce_sum(self.a_prob * tf.log(self.a_prob + 1e-5), axis=1)[:-1]  # [T]
         beta = settings.beta
         if settings.beta_end is not None:
             beta += (settings.beta_end - beta) * tf.cast(self.globalAC.annealed, self.DTYPE)
-        self.a_losses = -(beta * entropy + log_prob * tf.stop_gradient(td))
-        return [self.a_losses, self.c_losses]
+        self.a_losses = -(beta * self.entropy + log_prob * tf.stop_gradient(td))
+        return {"policy_loss": self.a_losses, "value_loss": self.c_losses}
+
+    def figures(self):
+        return {"entropy": self.entropy}
 
 
 class QNetwork(Network):
@@ -511,7 +527,7 @@ class QNetwork(Network):
 
     def _build_losses(self):
         q = tf.gather(self.net.outputs["q_network"][:-1], self.a_his, batch_dims=1)  # [T]
-        return [tf.square(self.v_target - q)]
+        return {"q_loss": tf.square(self.v_target - q)}
 
     def at_steps(self, before, after):
         """Refresh the target network where T has passed a multiple of I_target."""
@@ -765,7 +781,10 @@ class Worker:
         ends = [settings.cut_at_points and r != 0 for r in buffer_r]
         ends[-1] = ends[-1] or rollout.terminal
         returns = lambda_returns(buffer_r, ends, settings.gamma, self.AC.lambda_)
-        self.AC.update_global(rollout, *returns, self.run.annealed())
+        measured = {} if self.run.measuring_is_due() else None
+        self.AC.update_global(rollout, *returns, self.run.annealed(), measured)
+        if measured:
+            self.run.add_measured(measured)
         self.AC.pull_global(self.actor.policy)
         return buffer_r
 
@@ -833,6 +852,9 @@ def moving(mean, value):
     return float(value) if mean is None else 0.99 * mean + 0.01 * value
 
 
+MEASURED_EVERY = 5  # seconds, for TensorBoard
+
+
 class Run:
     """What the workers share besides the network: the counts, the curve, and when to stop."""
 
@@ -843,13 +865,43 @@ class Run:
         self.agent_steps = 0
         self.episodes = []  # the curve, a list of `Episode`
         self.notices = notices  # lines for the user
-        self.started = time.monotonic()
         self.seconds_before = 0.0  # when the run was resumed
+        self.measured = []  # (agent steps, dict of figures)
         self.stopped_because = None
+        self.start()
+
+    def start(self):
+        """Start the clock."""
+        self.started = time.monotonic()
+        self.last_measured = self.agent_steps, self.seconds()
+        self.measure_at = self.seconds() + 1
 
     def seconds(self):
         """Seconds of training so far."""
         return self.seconds_before + time.monotonic() - self.started
+
+    def measuring_is_due(self):
+        """Whether an update is to be measured; of those that ask, the first is told so."""
+        if self.seconds() < self.measure_at:
+            return False
+        with self.lock:
+            due = self.seconds() >= self.measure_at
+            self.measure_at = self.seconds() + MEASURED_EVERY
+            return due
+
+    def add_measured(self, figures):
+        """Add the figures of an update."""
+        with self.lock:
+            (steps, seconds), now = self.last_measured, (self.agent_steps, self.seconds())
+            figures["steps_per_second"] = (now[0] - steps) / (now[1] - seconds)
+            self.last_measured = now
+            self.measured.append((self.agent_steps, figures))
+
+    def take_measured(self):
+        """What has been measured since the last call."""
+        with self.lock:
+            measured, self.measured = self.measured, []
+            return measured
 
     def annealed(self):
         """How much of their way the annealed settings have gone, 0 to 1."""
@@ -1134,18 +1186,20 @@ def train(run, workers, actors, folder, snapshot, in_window, signals):
     """Run the workers' threads until something stops them, showing and saving; the exit status."""
     console = rich.console.Console(highlight=False, markup=False, soft_wrap=True)
     cores = multiprocessing.cpu_count()
-    console.print(f"{len(workers)} workers on {cores} cores, curve in {folder.path}, Ctrl-C stops")
+    console.print(f"{len(workers)} workers on {cores} cores, curve in {folder.path} "
+                  f"(tensorboard --logdir {folder.path}), Ctrl-C stops")  # fmt: skip
     window = RewardWindow() if in_window else None
     display = new_display(console, run, workers[0], in_window)
     if window and not window.figure:
         console.print("no window for the plot: Matplotlib finds no toolkit, such as python3-tk")
     threads = [threading.Thread(target=worker.work, name=worker.name) for worker in workers]
-    run.started = time.monotonic()
-    autosave, saved = 60 * run.settings.autosave_minutes, run.started
+    run.start()
+    folder.begin_events(tf.Event, run.agent_steps, len(run.episodes))
+    autosave, saved = 60 * run.settings.autosave_minutes, time.monotonic()
     run.look_at_limits()  # one resumed may have nothing left to do
-    for thread in threads:
-        thread.start()
     with display:
+        for thread in threads:
+            thread.start()
         try:
             while not run.coordinator.wait_for_stop(display.PERIOD):
                 if signals:
@@ -1154,7 +1208,7 @@ def train(run, workers, actors, folder, snapshot, in_window, signals):
                     break
                 run.look_at_limits()
                 display.refresh()
-                folder.write(run.episodes)
+                folder.write(run.episodes, run.take_measured())
                 if time.monotonic() - saved > autosave:
                     saved = time.monotonic()
                     with run.gate.closed() as empty:
@@ -1168,7 +1222,7 @@ def train(run, workers, actors, folder, snapshot, in_window, signals):
             stop_workers(threads, actors)
             taken = snapshot()
             actors.close()
-            folder.write(run.episodes, plot_now=True)
+            folder.write(run.episodes, run.take_measured(), plot_now=True)
             kept = keep(taken, run, actors, folder)
             display.refresh()
     run.coordinator.join(threads)  # raises what a worker has raised

@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import pathlib
 import platform
+import struct
 import subprocess
 import sys
 import time
@@ -131,6 +132,89 @@ def load_newest(where, fits=lambda arrays, about: None):
     raise ValueError("; ".join(passed_over) or f"{where} holds no checkpoint")
 
 
+def append(path, length, content):
+    """Append bytes to a file of so many bytes: all of them, or none. Raises OSError."""
+    with open(path, "r+b", buffering=0) as file:
+        file.seek(length)
+        try:
+            if file.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            file.truncate(length)
+            raise
+
+
+# -------------------------------------------------------------------------------------- event files
+
+# TensorBoard's, written without TensorFlow's FileWriter: on a full disk that one leaves a torn
+# record, after which readers stop, prints a traceback from its thread, and says no more.
+
+
+def crc32c_table():
+    """What each value of a byte does to a CRC-32C, [256] ints."""
+    table = list(range(256))
+    for _ in range(8):
+        table = [value >> 1 ^ 0x82F63B78 * (value & 1) for value in table]
+    return table
+
+
+CRC32C = crc32c_table()
+
+
+def masked_crc32c(content):
+    """The checksum of bytes in TFRecord files, [4] bytes."""
+    crc = 0xFFFFFFFF
+    for byte in content:
+        crc = CRC32C[(crc ^ byte) & 0xFF] ^ crc >> 8
+    crc ^= 0xFFFFFFFF
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32)
+
+
+def tf_record(content):
+    """Bytes as a record of a TFRecord file."""
+    length = struct.pack("<Q", len(content))
+    return length + masked_crc32c(length) + content + masked_crc32c(content)
+
+
+class EventFile:
+    """An event file, the next one in a run's folder of them; it appears with what it holds."""
+
+    def __init__(self, folder, Event, agent_steps, games):
+        """Event: TensorFlow's class. agent_steps, games: those played before."""
+        self.path = folder / f"events.out.tfevents.{len(list(folder.glob('*tfevents*'))):04}"
+        self.Event, self.length, self.games = Event, 0, games
+        self.unwritten = [Event(file_version="brain.Event:2", wall_time=time.time())]
+        if agent_steps:  # TensorBoard forgets what other files have from there on
+            resumed = Event(step=agent_steps + 1, wall_time=time.time())
+            resumed.session_log.status = resumed.session_log.START
+            self.unwritten.append(resumed)
+
+    def write(self, episodes, measured):
+        """Append the games that are new, and figures measured. Raises OSError; then, the next time.
+
+        Args:
+            episodes: the curve, a list of `Episode`.
+            measured: list of (agent steps, dict of name -> number).
+        """
+        new = episodes[self.games :]
+        self.games += len(new)
+        for e in new:
+            score = {"game/score": e.score, "game/running_score": e.running_score}
+            measured = [*measured, (e.agent_steps, score)]
+        for step, numbers in measured:
+            event = self.Event(step=step, wall_time=time.time())
+            for name, number in numbers.items():
+                event.summary.value.add(tag=name, simple_value=number)
+            self.unwritten.append(event)
+        if measured or self.length and self.unwritten:
+            self.path.parent.mkdir(exist_ok=True)
+            self.path.touch()
+            records = [tf_record(event.SerializeToString()) for event in self.unwritten]
+            append(self.path, self.length, b"".join(records))
+            self.length += sum(map(len, records))
+            self.unwritten = []
+
+
 # ----------------------------------------------------------------------------------- a run's folder
 
 
@@ -191,7 +275,7 @@ class RunFolder:
         """Use `new` or `existing`. draw_curve: called with axes and episodes."""
         self.path, self.notices, self.draw_curve = path, notices, draw_curve
         self.rows = self.length = 0  # of scores.csv, in bytes; None: it is to be written anew
-        self.best = -math.inf
+        self.best, self.events = -math.inf, None
         self.unwritten, self.plotted = set(), time.monotonic()
         self.lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -274,8 +358,18 @@ class RunFolder:
         with self._if_possible("config.json"):
             self._write_config(config)
 
-    def write(self, episodes, plot_now=False):
-        """Append the new episodes to scores.csv, and now and then draw reward.png."""
+    def begin_events(self, *figures):
+        """Begin an `EventFile`, which takes the same arguments."""
+        self.events = EventFile(self.path / "events", *figures)
+
+    def write(self, episodes, measured=(), plot_now=False):
+        """Append what is new to scores.csv and the events, and now and then draw reward.png.
+
+        measured: as for `EventFile.write`.
+        """
+        if self.events:
+            with self._if_possible("events"):
+                self.events.write(episodes, measured)
         if len(episodes) > self.rows or self.length is None:
             with self._if_possible("scores.csv"):
                 if self.length is None:
@@ -321,22 +415,16 @@ class RunFolder:
             file.write((json.dumps(config, indent=2) + "\n").encode())
 
     def _write_curve(self, episodes):
+        episodes = list(episodes)  # workers add to it
         text = self._table([Episode._fields, *episodes])
         with replacing(self.path / "scores.csv") as file:
             file.write(text)
         self.rows, self.length = len(episodes), len(text)
 
     def _append(self, episodes):
-        """Append rows to scores.csv: all of them, or none."""
+        """Append rows to scores.csv."""
         text = self._table(episodes)
-        with open(self.path / "scores.csv", "r+b", buffering=0) as file:
-            file.seek(self.length)
-            try:
-                if file.write(text) < len(text):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            except OSError:
-                file.truncate(self.length)
-                raise
+        append(self.path / "scores.csv", self.length, text)
         self.rows, self.length = self.rows + len(episodes), self.length + len(text)
 
     @staticmethod

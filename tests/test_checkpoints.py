@@ -35,7 +35,7 @@ def test_no_flipped_bit_and_no_missing_end_gives_other_numbers(tmp_path):
     path = write(tmp_path, "step-000000007.npz") / "step-000000007.npz"
     good, rng = path.read_bytes(), np.random.default_rng(0)
     found = 0
-    for bit in rng.permutation(8 * len(good))[:1500]:
+    for bit in rng.permutation(8 * len(good))[:500]:
         bad = bytearray(good)
         bad[bit // 8] ^= 1 << bit % 8
         path.write_bytes(bad)
@@ -48,8 +48,8 @@ def test_no_flipped_bit_and_no_missing_end_gives_other_numbers(tmp_path):
             assert about == ABOUT | {"number": 0}
             assert arrays.keys() == ARRAYS.keys()
             assert all(np.array_equal(arrays[name], ARRAYS[name]) for name in ARRAYS)
-    assert found > 700
-    for length in range(0, len(good), 7):
+    assert found > 200
+    for length in range(0, len(good), 29):
         path.write_bytes(good[:length])
         with pytest.raises(checkpoints.Damaged):
             checkpoints.load(path)

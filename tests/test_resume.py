@@ -161,7 +161,7 @@ def test_sigterm_during_a_save_ends_the_run_with_everything_kept(start):
     assert (about["games"], about["agent_steps"]) == (games, steps)
     assert len(rows_of(run)) == games
     assert sorted(path.name for path in run.iterdir()) == [
-        "checkpoints", "config.json", "lock", "reward.png", "scores.csv"]  # fmt: skip
+        "checkpoints", "config.json", "events", "lock", "reward.png", "scores.csv"]  # fmt: skip
 
 
 # ---------------------------------------------------------------------------- what has been damaged
