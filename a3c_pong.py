@@ -858,13 +858,13 @@ MEASURED_EVERY = 5  # seconds, for TensorBoard
 class Run:
     """What the workers share besides the network: the counts, the curve, and when to stop."""
 
-    def __init__(self, settings, notices):
+    def __init__(self, settings):
         self.settings = settings
         self.coordinator = tf.train.Coordinator()
         self.lock, self.gate = threading.Lock(), Gate()
         self.agent_steps = 0
         self.episodes = []  # the curve, a list of `Episode`
-        self.notices = notices  # lines for the user
+        self.notices = []  # lines for the user
         self.seconds_before = 0.0  # when the run was resumed
         self.measured = []  # (agent steps, dict of figures)
         self.stopped_because = None
@@ -964,9 +964,9 @@ def global_variables():
     return {name: variable for name, variable in every.items() if "globalnet/" in name}
 
 
-def take_snapshot(session, run, globalAC, workers):
+def take_snapshot(session, run, workers):
     """The (arrays, about) of a checkpoint. No worker may be within the gate."""
-    variables, row_log, playing = global_variables(), globalAC.row_log, {}
+    variables, row_log, playing = global_variables(), workers[0].AC.globalAC.row_log, {}
     for worker in workers:
         actor = worker.actor
         if actor and not actor.window:
@@ -1000,13 +1000,13 @@ def misfit(method, arrays, about):
     return None
 
 
-def restore(session, run, globalAC, workers, arrays, about):
+def restore(session, run, workers, arrays, about):
     """Go on from a checkpoint that fits."""
     initializers = {name: v.initializer for name, v in global_variables().items()}
     values = {operation.inputs[1]: arrays[name] for name, operation in initializers.items()}
     session.run(list(initializers.values()), values)
-    globalAC.row_log.touched_by[:] = arrays["row_log/touched_by"]
-    globalAC.row_log.updates = about["updates"]
+    row_log = workers[0].AC.globalAC.row_log
+    row_log.touched_by[:], row_log.updates = arrays["row_log/touched_by"], about["updates"]
     run.episodes = checkpoints.curve_of(arrays)
     run.agent_steps, run.seconds_before = about["agent_steps"], about["seconds"]
     then, now = about["versions"]["ale-py"], checkpoints.versions()["ale-py"]
@@ -1065,12 +1065,13 @@ def main(arguments=None):
         except OSError as error:
             fail(f"cannot write to {error.filename}: {error.strerror}")
         load_tensorflow()  # takes seconds, while the actors start
-        run, session = Run(settings, notices), new_session()
-        globalAC, workers = build(session, run, actors)
+        run, session = Run(settings), new_session()
+        run.notices = notices
+        workers = build(session, run, actors)
         if command.resume:
-            go_on(session, run, globalAC, workers, folder, kept)
+            go_on(session, run, workers, folder, kept)
         signals.starting = False
-        snapshot = functools.partial(take_snapshot, session, run, globalAC, workers)
+        snapshot = functools.partial(take_snapshot, session, run, workers)
         return train(run, workers, actors, folder, snapshot, in_window, signals)
     except KeyboardInterrupt:  # a signal during start-up
         signals.starting = False
@@ -1103,7 +1104,7 @@ def resume(path, given, notices):
     return folder, settings, kept
 
 
-def go_on(session, run, globalAC, workers, folder, kept):
+def go_on(session, run, workers, folder, kept):
     """Bring the run to where its newest checkpoint that fits was taken, its files too."""
     path = None
     if kept:
@@ -1115,7 +1116,7 @@ def go_on(session, run, globalAC, workers, folder, kept):
                 fail(error)
             run.notices.extend(kept[3])
         path, arrays, about, _ = kept
-        restore(session, run, globalAC, workers, arrays, about)
+        restore(session, run, workers, arrays, about)
         played = f"{about['games']:,} games, {about['agent_steps']:,} steps"
         run.notices.append(f"going on from {path}: {played} in {duration(about['seconds'])}")
     folder.go_on(path, dataclasses.asdict(run.settings), run.episodes, run.agent_steps)
@@ -1165,10 +1166,7 @@ def start_actors(actors, settings):
 
 
 def build(session, run, actors):
-    """The graph, globalnet and a local copy for each worker, with initial weights.
-
-    Returns (globalAC, workers).
-    """
+    """The graph, globalnet and a local copy for each worker, with initial weights; the workers."""
     tf.set_random_seed(actors.seed)
     network, workers = METHODS[run.settings.method], []
     parts = session, actors.game.num_actions, run.settings
@@ -1179,7 +1177,7 @@ def build(session, run, actors):
             workers.append(Worker(name, AC, actors, run))
         session.run(tf.global_variables_initializer())
     workers[0].AC.at_steps(-1, 0)
-    return globalAC, workers
+    return workers
 
 
 def train(run, workers, actors, folder, snapshot, in_window, signals):

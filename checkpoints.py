@@ -201,7 +201,7 @@ class EventFile:
         for e in new:
             score = {"game/score": e.score, "game/running_score": e.running_score}
             measured = [*measured, (e.agent_steps, score)]
-        for step, numbers in measured:
+        for step, numbers in sorted(measured, key=lambda figures: figures[0]):
             event = self.Event(step=step, wall_time=time.time())
             for name, number in numbers.items():
                 event.summary.value.add(tag=name, simple_value=number)

@@ -219,7 +219,58 @@ def start():
     )
 
 
-PARTS = dict(throughput=throughput, workers=workers, terminal=terminal, memory=memory, start=start)
+SAVING = """if True:
+    import contextlib, sys, time
+    import a3c_pong
+    closed = a3c_pong.Gate.closed
+    @contextlib.contextmanager
+    def timed(gate):
+        start = time.perf_counter()
+        with closed(gate) as empty:
+            yield empty
+        print("stopped", time.perf_counter() - start)
+    a3c_pong.Gate.closed = timed
+    sys.exit(a3c_pong.main(sys.argv[1:]))"""
+
+
+def saving():
+    """For how long a checkpoint stops the workers, default settings, no window."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["--render", "never", "--run-dir", f"{folder}/run", "--max-minutes", "1"]
+        command = [sys.executable, "-c", SAVING, *options, "--autosave-minutes", str(2 / 60)]
+        pipe = dict(stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        lines = subprocess.run(command, **pipe).stdout.splitlines()
+    stops = [1000 * float(line.split()[1]) for line in lines if line.startswith("stopped")]
+    median = statistics.median(stops)
+    print(f"{len(stops)} saves: median {median:.1f} ms, longest {max(stops):.1f} ms")
+
+
+def resuming():
+    """Seconds from --resume to the first of its rollouts, of a run of a minute."""
+    seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, ROOT / "a3c_pong.py", "--render", "never"]
+        quiet = dict(stdout=subprocess.DEVNULL)
+        run = ["--run-dir", f"{folder}/run", "--max-minutes", "1"]
+        subprocess.run([*command, *run], **quiet)
+        for _ in range(ROUNDS):
+            steps = max(int(path.name[5:-4]) for path in pathlib.Path(folder).glob("run/*/step-*"))
+            limits = ["--max-steps", str(steps + 1), "--max-minutes", "none"]
+            began = time.perf_counter()
+            subprocess.run([*command, "--resume", f"{folder}/run", *limits], **quiet)
+            seconds.append(time.perf_counter() - began)
+    print(f"a rollout played, and all kept again, {statistics.median(seconds):.1f} s after start")
+
+
+PARTS = dict(
+    throughput=throughput,
+    workers=workers,
+    terminal=terminal,
+    memory=memory,
+    start=start,
+    saving=saving,
+    resuming=resuming,
+)
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--bare"]:

@@ -78,11 +78,11 @@ class Sparse:
         for worker in range(workers):
             self.pull_global(worker)
 
-    def update_global(self, worker, rollout, rewards):
+    def update_global(self, worker, rollout, rewards, **others):
         returns = a3c_pong.lambda_returns(
             rewards, ends(rollout), self.settings.gamma, self.locals[worker].lambda_
         )
-        self.locals[worker].update_global(rollout, *returns)
+        self.locals[worker].update_global(rollout, *returns, **others)
 
     def pull_global(self, worker):
         self.locals[worker].pull_global(self.policies[worker])
@@ -217,6 +217,26 @@ def test_rows_untouched_for_1000_updates_are_decayed_as_the_dense_ones(tf, rollo
     for rollout in rollouts[:10]:  # and touched again
         update_both(sparse, reference, 0, rollout)
     assert_equal(sparse, reference)
+
+
+def test_measuring_an_update_gives_its_figures_and_changes_nothing(tf, rollouts):
+    plain, measured = (Sparse(tf, 1, a3c_pong.Settings(clip_norm=0.5)) for _ in range(2))
+    for rollout in rollouts[:40]:
+        rewards, figures, policy = rollout.rewards.tolist(), {}, measured.policies[0]
+        layer = np.clip(dense(rollout)[:-1] @ policy.kernel + policy.bias, 0, 6)
+        p = np.exp(layer @ policy.head_kernel + policy.head_bias)
+        p /= p.sum(axis=1, keepdims=True)
+        plain.update_global(0, rollout, rewards)
+        measured.update_global(0, rollout, rewards, measured=figures)
+        assert figures.keys() == {"policy_loss", "value_loss", "entropy", "gradient_norm"}
+        assert figures["entropy"] == pytest.approx(-np.sum(p * np.log(p)) / len(p), rel=1e-3)
+        assert all(figure > 0 for name, figure in figures.items() if name != "policy_loss")
+        for sparse in plain, measured:
+            sparse.pull_global(0)
+        ours, theirs = (
+            [*s.values(s.globalnet).values(), *s.mean_squares().values()] for s in (plain, measured)
+        )
+        assert all(map(np.array_equal, ours, theirs))
 
 
 def test_probability_zero_gives_no_nan(tf, rollouts):

@@ -48,6 +48,13 @@ def steps_kept(run):
     return int(names[0][5:-4]) if names else -1
 
 
+def events_of(run):
+    """What TensorFlow's own reader finds in a run's event files, the header of each left out."""
+    a3c_pong.load_tensorflow()
+    read, files = a3c_pong.tf.train.summary_iterator, sorted((run / "events").iterdir())
+    return [event for file in files for event in list(read(str(file)))[1:]]
+
+
 @pytest.fixture(scope="module")
 def half(tmp_path_factory):
     """The folder of a run that 100 updates have stopped, with three checkpoints; not to change."""
@@ -69,6 +76,19 @@ def run(half, tmp_path):
 # ------------------------------------------------------------------------------------- it goes on
 
 
+def assert_gone_on_exactly(run, straight):
+    """But for the clock, two runs have left the same."""
+    (arrays, about), (expected, about_straight) = newest(run), newest(straight)
+    assert arrays.keys() == expected.keys()
+    assert any("RMSProp" in name for name in arrays)
+    for name in arrays.keys() - {"curve/seconds"}:
+        assert np.array_equal(arrays[name], expected[name]), name
+    for name in "updates", "workers", "games", "running_score", "running_reward":
+        assert about[name] == about_straight[name]
+    for row, other in zip(rows_of(run), rows_of(straight), strict=True):
+        assert row | {"seconds": 0} == other | {"seconds": 0}
+
+
 @pytest.mark.slow
 def test_200_updates_are_100_and_a_resumed_100(start, run):
     straight = start(*EXACT, "--max-steps", "4000")
@@ -78,18 +98,9 @@ def test_200_updates_are_100_and_a_resumed_100(start, run):
     resumed = start("--resume", str(run), "--max-steps", "4000")
     assert straight.wait() == resumed.wait() == 0
     assert resumed.err == ""
-
-    arrays, about = newest(run)
-    expected, about_straight = newest(straight.folder / "run")
-    assert arrays.keys() == expected.keys()
-    assert any("RMSProp" in name for name in arrays)
-    for name in arrays.keys() - {"curve/seconds"}:
-        assert np.array_equal(arrays[name], expected[name]), name
-    for name in "updates", "workers", "games", "running_score", "running_reward":
-        assert about[name] == about_straight[name]
+    assert_gone_on_exactly(run, straight.folder / "run")
+    about = newest(run)[1]
     assert about["seconds"] > before["seconds"]
-    for row, other in zip(rows_of(run), straight.rows(), strict=True):
-        assert row | {"seconds": 0} == other | {"seconds": 0}
 
     first = f"going on from {run}/checkpoints/step-000002000.npz: {before['games']} games, 2,000"
     assert resumed.out.splitlines()[1].startswith(first)
@@ -99,6 +110,18 @@ def test_200_updates_are_100_and_a_resumed_100(start, run):
     (entry,) = config["resumed"]
     assert entry["agent_steps"] == 2000 and entry["changed"] == {"max_steps": 4000}
     assert entry["command"][1:3] == ["--resume", str(run)]
+
+
+@pytest.mark.slow
+def test_a_q_method_goes_on_with_its_target_its_epsilon_and_the_action_chosen_ahead(start):
+    options = "--method", "one-step-sarsa", "--frames", "2", "--anneal-steps", "9000"
+    options += "--target-steps", "700", "--epsilon-frames", "9000", "--beta-end", "0"
+    straight, halves = (start(*EXACT, *options, "--max-steps", n) for n in ("2400", "1200"))
+    assert halves.wait() == 0
+    run = halves.folder / "run"
+    resumed = start("--resume", str(run), "--max-steps", "2400")
+    assert straight.wait() == resumed.wait() == 0
+    assert_gone_on_exactly(run, straight.folder / "run")
 
 
 @pytest.mark.slow
@@ -290,6 +313,7 @@ def test_on_a_full_disk_training_goes_on_and_nothing_is_lost(start, small_disk):
     assert wait_until(lambda: len(program.games()) > games + 12)
     kept = newest(run)[1]["agent_steps"]
     rows_of(run)
+    assert events_of(run)
 
     filler.unlink()
     assert wait_until(lambda: steps_kept(run) > kept)
@@ -306,6 +330,8 @@ def test_on_a_full_disk_training_goes_on_and_nothing_is_lost(start, small_disk):
     program = start("--resume", str(run), "--max-steps", str(kept["agent_steps"] + 1))
     assert program.wait() == 0
     assert len(rows_of(run)) == newest(run)[1]["games"]
+    tags = [value.tag for event in events_of(run) for value in event.summary.value]
+    assert tags.count("game/score") >= len(rows_of(run))
 
 
 def test_no_row_is_torn_where_the_disk_is_full(small_disk):
@@ -354,6 +380,8 @@ def test_a_jump_of_the_clock_changes_nothing(start, tmp_path):
     assert reason == "0.15 minutes over" and 9 <= seconds <= 12
     rows = rows_of(run)
     assert len(rows) == games and float(rows[-1]["seconds"]) <= 12
+    times = [event.wall_time for event in events_of(run)]
+    assert max(times) - min(times) > 30 * 86400  # the program has seen the jump
 
 
 def test_the_best_checkpoint_is_that_of_the_highest_running_score(tmp_path):
@@ -364,3 +392,36 @@ def test_the_best_checkpoint_is_that_of_the_highest_running_score(tmp_path):
     names = [path.name for path in checkpoints.paths(folder.path)]
     assert names == [f"step-{n:09}.npz" for n in (102000, 101000, 100000)] + ["best.npz"]
     assert checkpoints.load(folder.path / "checkpoints" / "best.npz")[1]["games"] == 101
+
+
+# -------------------------------------------------------------------------------------- TensorBoard
+
+
+@pytest.mark.slow
+def test_events_hold_the_curve_and_the_losses_and_a_resumed_run_takes_back_what_it_repeats(
+    start, run
+):
+    program = start("--resume", str(run), "--workers", "2", "--max-minutes", "0.13",
+                    "--max-steps", "none")  # fmt: skip
+    assert program.wait() == 0
+    scores, losses, restarts = {}, [], []
+    for event in events_of(run):
+        values = {value.tag: value.simple_value for value in event.summary.value}
+        if "game/score" in values:
+            scores[event.step] = values
+        elif values:
+            losses.append(values)
+        else:
+            restarts.append((event.step, event.session_log.status))
+    assert restarts == [(2001, 1)]
+    rows = rows_of(run)
+    assert list(scores) == [int(row["agent_steps"]) for row in rows]
+    for row, values in zip(rows, scores.values()):
+        assert values["game/score"] == int(row["score"])
+        assert values["game/running_score"] == pytest.approx(float(row["running_score"]), abs=1e-3)
+    assert losses
+    for figures in losses:
+        assert figures.keys() == {"policy_loss", "value_loss", "entropy", "gradient_norm",
+                                  "steps_per_second"}  # fmt: skip
+        assert 0 < figures["entropy"] < 1.8 and figures["gradient_norm"] > 0
+        assert 50 < figures["steps_per_second"] < 100_000

@@ -292,9 +292,8 @@ def test_help_mentions_every_setting(start):
     assert run.wait() == 0
     assert run.err == ""
     options = re.findall(r"^  (--[a-z-]+)", run.out, re.MULTILINE)
-    assert options == [
-        "--" + field.name.replace("_", "-") for field in dataclasses.fields(a3c_pong.Settings)
-    ]
+    fields = ["--" + f.name.replace("_", "-") for f in dataclasses.fields(a3c_pong.Settings)]
+    assert options == [*fields, "--resume"]
 
 
 def test_importing_the_modules_does_nothing(start):
