@@ -7,6 +7,7 @@ of the network and changes the global one without waiting for the others.
     python a3c_pong.py                     train as the chapter does; Ctrl-C stops, draws the curve
     python a3c_pong.py --max-minutes 20    the same, for 20 minutes
     python a3c_pong.py --resume RUN        go on with the run in that folder
+    python a3c_pong.py --play runs/NAME    show what a run has learned; --evaluate measures it
     python a3c_pong.py --help              every setting
 
 It prints a line for each game and leaves the curve, scores.csv and reward.png, and checkpoints to
@@ -32,6 +33,7 @@ import rich.console
 
 import checkpoints
 import pong_actor
+import watch
 from checkpoints import Episode
 from display import (
     Clip,
@@ -165,10 +167,12 @@ def parse_settings(arguments):
         else:
             how["type"], how["metavar"] = reader(*kinds), kinds[0].__name__.upper()
         parser.add_argument(option(field.name), **how)
-    commands = parser.add_argument_group("instead of a new run").add_mutually_exclusive_group()
+    group = parser.add_argument_group("instead of a new run")
+    commands = group.add_mutually_exclusive_group()
     commands.add_argument(
         "--resume", metavar="RUN_FOLDER", type=pathlib.Path, help="go on where it stopped"
     )
+    watch.add_options(group, commands)
     command, given = parser.parse_args(arguments), {}
     for field in dataclasses.fields(Settings):
         if hasattr(command, field.name):
@@ -176,6 +180,7 @@ def parse_settings(arguments):
             delattr(command, field.name)
     try:
         Settings(**given).check()
+        watch.check(command, given)
     except ValueError as error:
         fail(error)
     return command, given
@@ -1080,6 +1085,8 @@ def main(arguments=None):
     """The program: settings in, a trained network's curve out. Returns the exit status."""
     command, given = parse_settings(arguments)
     signals, notices = Signals(), []
+    if command.play is not None or command.evaluate is not None:
+        return watch_run(command, given, signals)
     actors = folder = None
     try:
         try:
@@ -1161,6 +1168,18 @@ def go_on(session, run, workers, folder, kept):
         played = f"{about['games']:,} games, {about['agent_steps']:,} steps"
         run.notices.append(f"going on from {path}: {played} in {duration(about['seconds'])}")
     folder.go_on(path, dataclasses.asdict(run.settings), run.episodes, run.agent_steps)
+
+
+def watch_run(command, given, signals):
+    """Play, record or evaluate; the exit status."""
+    try:
+        return watch.main(command, signals, **given)
+    except KeyboardInterrupt:
+        return 128 + signals[0]  # as shells have it
+    except ValueError as error:
+        fail(error)
+    except watch.Failed as error:
+        fail(error, status=1)
 
 
 class Signals(list):

@@ -13,6 +13,7 @@ import matplotlib.image
 import numpy as np
 
 import a3c_pong
+import checkpoints
 
 ROOT = pathlib.Path(a3c_pong.__file__).parent
 GAME_LINE = re.compile(
@@ -41,7 +42,7 @@ class Program:
                        if name not in ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")}  # fmt: skip
         self.mark = f"TEST_FOLDER={folder}"  # which its actors inherit, whoever their parent is
         environment.update(variables, TEST_FOLDER=str(folder), PYTHONPATH=str(ROOT))
-        if not {"--run-dir", "--resume", "--help"} & set(options):
+        if not {"--run-dir", "--resume", "--help", "--play", "--evaluate"} & set(options):
             options = ["--run-dir", str(folder / "run"), *options]
         with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
             self.process = subprocess.Popen(
@@ -121,6 +122,21 @@ def read_picture(path):
 
 def count_pixels(picture, colour):
     return int((picture == colour).all(axis=2).sum())
+
+
+def save_agent(run_folder, agent_steps=1234, seed=0, method="a3c", frames=1):
+    """Write a run's checkpoint with a random network; the file, and its arrays by name."""
+    rng = np.random.default_rng(seed)
+    units, head = (400, "actor_network") if method == "a3c" else (300, "q_network")
+    shapes = dict(bias=(300,), head_kernel=(300, 6), head_bias=(6,))
+    shapes = {f"{head}/{name}": shape for name, shape in shapes.items()}
+    shapes["kernel"] = 6400 * frames, units
+    arrays = {f"globalnet/{n}": rng.normal(0, 0.1, s).astype("f") for n, s in shapes.items()}
+    file = run_folder / "checkpoints" / f"step-{agent_steps:09}.npz"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    about = dict(method=method, settings=dict(env_id="Pong-v0"), agent_steps=agent_steps)
+    checkpoints.save(file, arrays, about)
+    return file, arrays
 
 
 class Screen:

@@ -189,6 +189,15 @@ def test_epsilon_is_the_share_of_random_actions_and_the_others_are_the_best():
         assert (abs(counts - draws * expected) <= 5 * spread).all()
 
 
+def test_an_actor_plays_with_the_epsilon_it_is_told(start):
+    actor = start(sizes=(300, 1, 300), policy=a_policy())
+    assert len(set(actor.play(300).actions)) == 6
+    actor.policy.head_kernel[...] = 0  # the bias decides: always the same action
+    best = int(np.argmax(actor.policy.head_bias))
+    assert set(actor.play(300, 0.0).actions) == {best}
+    assert 200 < list(actor.play(300, 0.2).actions).count(best) < 300
+
+
 # ---------------------------------------------------------------------------------------- rollouts
 
 

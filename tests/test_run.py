@@ -292,8 +292,9 @@ def test_help_mentions_every_setting(start):
     assert run.wait() == 0
     assert run.err == ""
     options = re.findall(r"^  (--[a-z-]+)", run.out, re.MULTILINE)
-    fields = ["--" + f.name.replace("_", "-") for f in dataclasses.fields(a3c_pong.Settings)]
-    assert options == [*fields, "--resume"]
+    settings = ["--" + f.name.replace("_", "-") for f in dataclasses.fields(a3c_pong.Settings)]
+    commands = ["--resume", "--play", "--evaluate", "--record", "--seconds", "--games"]
+    assert options == settings + commands
 
 
 def test_importing_the_modules_does_nothing(start):

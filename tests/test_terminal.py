@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import rich.console
-from test_run import GAME_LINE, ROOT, START_UP, wait_until
+from program import GAME_LINE, ROOT, START_UP, save_agent, wait_until
 
 import display
 import pong_actor
@@ -326,3 +326,21 @@ def test_a_fault_leaves_the_terminal_clean_and_is_shown(terminal):
     assert "ZeroDivisionError: division by zero" in shell.text()
     assert len(games_in(shell.text())) >= 1
     assert shell.status() == ["1"]
+
+
+@pytest.mark.slow
+def test_an_agent_plays_in_a_terminal_and_ctrl_c_leaves_it_clean(terminal, tmp_path):
+    save_agent(tmp_path / "agent")
+    shell = terminal(100, 30)
+    shell.keys(f"{sys.executable} {ROOT / 'a3c_pong.py'} --play agent", "Enter")
+    assert wait_until(lambda: shell.shows_both_paddles(20))
+    before = shell.court(20)
+    assert wait_until(lambda: (shell.court(20) != before).any(), 10)
+    beside = "\n".join(row[81:].rstrip() for row in shell.rows()[:22])
+    assert re.search(r"^game +1\nscore +\d+ : \d+$", beside, re.M)
+    shell.keys("C-c")
+    assert wait_until(shell.ended, 10)
+    text = shell.text()
+    assert "step-000001234.npz, after 1,234 steps of training; Ctrl-C ends it" in text
+    assert "▀" not in text and "Traceback" not in text
+    assert shell.status() == ["130"]
