@@ -243,6 +243,20 @@ def curve_of(arrays):
     return [Episode(*row) for row in zip(*columns)]
 
 
+def read_curve(run_folder):
+    """(A run's method and preset in words, the list of `Episode` in its scores.csv).
+
+    Raises OSError, ValueError.
+    """
+    settings = json.loads((pathlib.Path(run_folder) / "config.json").read_text())["settings"]
+    preset = settings.get("preset", "chapter")
+    label = settings.get("method", "a3c") + (f", {preset}" if preset != "chapter" else "")
+    with open(pathlib.Path(run_folder) / "scores.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    kinds = Episode.__annotations__
+    return label, [Episode(*(kinds[name](row[name]) for name in kinds)) for row in rows]
+
+
 def commit():
     """The commit of this script's checkout, with -dirty where it was changed; None elsewhere."""
     command = ["git", "-C", pathlib.Path(__file__).parent, "describe", "--always", "--dirty"]

@@ -24,6 +24,30 @@ def draw_curve(axes, episodes):
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)  # above, over no curve
 
 
+def draw_comparison(figure, runs):
+    """Runs side by side as in the paper's Figure 1: moving true score by minutes, and by steps.
+
+    Args:
+        figure: a Matplotlib figure, empty.
+        runs: list of (label, list of `Episode`); runs of one label, seeds of it, share a colour.
+    """
+    axes, labels = figure.subplots(1, 2, sharey=True), []
+    for label, episodes in runs:
+        labels += [] if label in labels else [label]
+        shown = episodes[:: 1 + len(episodes) // 5000]
+        scores = [e.running_score for e in shown]
+        minutes, millions = [e.seconds / 60 for e in shown], [e.agent_steps / 1e6 for e in shown]
+        for ax, x in zip(axes, (minutes, millions)):
+            ax.plot(x, scores, color=f"C{labels.index(label)}", linewidth=1)
+    axes[0].set(xlabel="minutes", ylabel="moving true score")
+    axes[1].set(xlabel="million agent steps")
+    for ax in axes:
+        ax.grid(alpha=0.3)
+    for number, label in enumerate(labels):
+        axes[0].plot([], [], color=f"C{number}", label=label)
+    figure.legend(loc="outside upper left", ncols=2, frameon=False)
+
+
 class RewardWindow:
     """The curve in a window beside W_0's, while the run goes on and after."""
 

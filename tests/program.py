@@ -42,7 +42,7 @@ class Program:
                        if name not in ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")}  # fmt: skip
         self.mark = f"TEST_FOLDER={folder}"  # which its actors inherit, whoever their parent is
         environment.update(variables, TEST_FOLDER=str(folder), PYTHONPATH=str(ROOT))
-        if not {"--run-dir", "--resume", "--help", "--play", "--evaluate"} & set(options):
+        if not {"--run-dir", "--resume", "--help", "--draw", "--play", "--evaluate"} & set(options):
             options = ["--run-dir", str(folder / "run"), *options]
         with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
             self.process = subprocess.Popen(

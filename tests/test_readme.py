@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import re
 
-import a3c_pong
+import settings
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -21,8 +21,8 @@ def table(title):
 
 def test_the_settings_table_is_the_dataclass():
     expected = [
-        [f"`{a3c_pong.option(f.name)}`", f"`{a3c_pong.shown(f.default)}`", f.metadata["help"]]
-        for f in dataclasses.fields(a3c_pong.Settings)
+        [f"`{settings.option(f.name)}`", f"`{settings.shown(f.default)}`", f.metadata["help"]]
+        for f in dataclasses.fields(settings.Settings)
     ]
     assert table("Settings") == expected
 

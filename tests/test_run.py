@@ -7,16 +7,19 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import termios
 import time
 
+import numpy as np
 import pytest
-from program import GAME_LINE, ROOT, kill, shows_court, wait_until
+from program import GAME_LINE, ROOT, count_pixels, kill, read_picture, shows_court, wait_until
 
 import a3c_pong
+from settings import PRESETS
 
 HAS_TKINTER = importlib.util.find_spec("_tkinter") is not None
 
@@ -293,14 +296,56 @@ def test_help_mentions_every_setting(start):
     assert run.err == ""
     options = re.findall(r"^  (--[a-z-]+)", run.out, re.MULTILINE)
     settings = ["--" + f.name.replace("_", "-") for f in dataclasses.fields(a3c_pong.Settings)]
-    commands = ["--resume", "--play", "--evaluate", "--record", "--seconds", "--games"]
+    commands = ["--resume", "--draw", "--play", "--evaluate", "--record", "--seconds", "--games"]
     assert options == settings + commands
+
+
+def test_a_preset_is_a_default_for_other_settings(start):
+    run = start("--preset", "winner", "--workers", "1", "--gamma", "0.5", "--max-steps", "500")
+    assert run.wait() == 0
+    settings = json.loads((run.folder / "run" / "config.json").read_text())["settings"]
+    assert settings["preset"] == "winner"
+    assert (settings["workers"], settings["gamma"], settings["max_steps"]) == (1, 0.5, 500)
+    preset = PRESETS["winner"]
+    expected = {**preset, "workers": 1, "gamma": 0.5}
+    assert {name: settings[name] for name in preset} == expected
+    chapter = dataclasses.asdict(a3c_pong.Settings())
+    assert all(preset[name] != chapter[name] for name in preset)  # nothing in it is idle
+
+
+def test_curves_are_drawn_again_from_their_folders(start):
+    """A run's own picture, and several runs side by side: as many colours as methods."""
+    results = str(ROOT / "results" / "a3c-chapter-seed1")
+    run = start("--draw", "one.png", results)
+    assert run.wait() == 0
+    one = read_picture(run.folder / "one.png")
+    kept = read_picture(ROOT / "results" / "a3c-chapter-seed1" / "reward.png")
+    assert one.shape == kept.shape and np.mean(one == kept) > 0.99
+    other = run.folder / "other"
+    shutil.copytree(results, other)
+    config = json.loads((other / "config.json").read_text())
+    config["settings"].update(method="n-step-q", preset="winner")
+    (other / "config.json").write_text(json.dumps(config))
+    both = start("--draw", "both.png", results, str(other))
+    assert both.wait() == 0
+    picture = read_picture(both.folder / "both.png")
+    for half in (picture[:, : picture.shape[1] // 2], picture[:, picture.shape[1] // 2 :]):
+        assert count_pixels(half, (0xFF, 0x7F, 0x0E)) > 200  # the second lies on the first
+    assert (run.err, both.err) == ("", "")
+
+
+@pytest.mark.parametrize("options", ["one.png", "one.png nowhere", "one.bmpx {results}"])
+def test_a_picture_that_cannot_be_drawn_gets_one_line(start, options):
+    results = ROOT / "results" / "a3c-chapter-seed1"
+    run = start("--draw", *options.format(results=results).split())
+    assert run.wait() == 2
+    assert len(run.err.splitlines()) == 1 and run.out == ""
 
 
 def test_importing_the_modules_does_nothing(start):
     code = """if True:
         import sys, threading
-        import a3c_pong, display, pong_actor, preprocessing
+        import a3c_pong, checkpoints, display, pong_actor, preprocessing, settings, watch
         assert "tensorflow" not in sys.modules
         assert threading.active_count() == 1"""
     run = start("--bogus", program=("-c", code))

@@ -14,9 +14,9 @@ import pytest
 import rich.console
 from program import ROOT, count_pixels, kill, save_agent, shows_court, wait_until
 
-import a3c_pong
 import checkpoints
 import pong_actor
+import settings
 import watch
 
 SCRIPT = str(ROOT / "a3c_pong.py")
@@ -351,7 +351,7 @@ def test_a_line_for_each_game_until_the_emulator_dies(run_folder, capsys):
 )
 def test_options_that_make_no_sense_together_are_named_in_one_line(options, words, capsys):
     with pytest.raises(SystemExit) as stopped:
-        a3c_pong.parse_settings(options.split())
+        settings.parse_settings(options.split(), "")
     out, err = capsys.readouterr()
     assert stopped.value.code == 2 and out == ""
     assert len(err.splitlines()) == 1 and words in err
