@@ -88,8 +88,6 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not holds(value):
                 raise ValueError(f"{option(name)} must be {words}, not {value}")
-        if self.render == "terminal" and not sys.stdout.isatty():
-            raise ValueError("--render terminal: the output is no terminal")
 
 
 # What differs from the chapter's settings; a field of `Settings` -> its value.
@@ -159,6 +157,8 @@ def parse_settings(arguments, description):
         given = {"preset": given["preset"]} | PRESETS[given["preset"]] | given
     try:
         Settings(**given).check()
+        if given.get("render") == "terminal" and not sys.stdout.isatty():
+            raise ValueError("--render terminal: the output is no terminal")
         watch.check(command, given)
         if command.draw and len(command.draw) < 2:
             raise ValueError("--draw takes a picture to write and a run's folder, or several")

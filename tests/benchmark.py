@@ -186,6 +186,39 @@ def terminal():
     print(f"medians: {shown:,.0f} and {never:,.0f} steps/s, {shown / never - 1:+.1%}")
 
 
+def methods():
+    """Training by each of the four methods, in turn."""
+    every = list(a3c_pong.METHODS)
+    rounds = []
+    for _ in range(ROUNDS):
+        rounds.append([Training(SECONDS, "--method", m).steps_per_second for m in every])
+        print(*(f"{m} {speed:,.0f}" for m, speed in zip(every, rounds[-1])))
+    for m, ratios in zip(every, zip(*([speed / run[0] for speed in run] for run in rounds))):
+        print(f"{m}: median {statistics.median(ratios):.1%} of a3c")
+
+
+def events():
+    """What the figures for TensorBoard cost: an update that measures them, against a plain one."""
+    a3c_pong.load_tensorflow()
+    actors = pong_actor.Actors(pong_actor.game("Pong-v0"), 1, (20, 1, 300))
+    actors.start("W_0")
+    run, session = a3c_pong.Run(a3c_pong.Settings()), a3c_pong.new_session()
+    (worker,) = a3c_pong.build(session, run, actors)
+    worker._begin()
+    times = {False: [], True: []}
+    for number in range(2000):
+        rollout, measures = worker.actor.play(20), number % 2 == 1
+        ends = [False] * (len(rollout.rewards) - 1) + [rollout.terminal]
+        returns = a3c_pong.lambda_returns(rollout.rewards, ends, 0.9, 1.0)
+        began = time.perf_counter()
+        worker.AC.update_global(rollout, *returns, 0.0, {} if measures else None)
+        times[measures].append(time.perf_counter() - began)
+    actors.close()
+    more = statistics.median(times[True]) - statistics.median(times[False])
+    every = a3c_pong.MEASURED_EVERY
+    print(f"{1e6 * more:.0f} us more, once in {every} s: {more / every:.4%} of a core")
+
+
 def memory():
     """Resident memory over ten minutes."""
     run = Training(600)
@@ -265,7 +298,9 @@ def resuming():
 PARTS = dict(
     throughput=throughput,
     workers=workers,
+    methods=methods,
     terminal=terminal,
+    events=events,
     memory=memory,
     start=start,
     saving=saving,

@@ -113,8 +113,9 @@ def test_200_updates_are_100_and_a_resumed_100(start, run):
 
 
 @pytest.mark.slow
-def test_a_q_method_goes_on_with_its_target_its_epsilon_and_the_action_chosen_ahead(start):
-    options = "--method", "one-step-sarsa", "--frames", "2", "--anneal-steps", "9000"
+@pytest.mark.parametrize("method", ["one-step-q", "one-step-sarsa", "n-step-q"])
+def test_a_q_method_goes_on_with_its_target_its_epsilon_and_the_action_chosen_ahead(start, method):
+    options = "--method", method, "--frames", "2", "--anneal-steps", "9000"
     options += "--target-steps", "700", "--epsilon-frames", "9000", "--beta-end", "0"
     straight, halves = (start(*EXACT, *options, "--max-steps", n) for n in ("2400", "1200"))
     assert halves.wait() == 0
@@ -228,13 +229,14 @@ def test_a_checkpoint_of_another_method_or_network_is_refused(start, run):
 def test_a_config_of_another_version_is_understood(start, run):
     config = json.loads((run / "config.json").read_text())
     del config["settings"]["beta"], config["settings"]["autosave_minutes"]
-    config["settings"]["colour"] = "red"
+    config["settings"].update(colour="red", render="terminal")
     (run / "config.json").write_text(json.dumps(config))
     program = start("--resume", str(run))
     assert program.wait() == 0
     assert f"{run}/config.json does not say beta: it is 0.0001\n" in program.out
     assert f"{run}/config.json does not say autosave_minutes: it is 3.0\n" in program.out
     assert f"{run}/config.json says colour, which is no setting: left out\n" in program.out
+    assert "no view of W_0's game: the output is no terminal" in program.out
     settings = json.loads((run / "config.json").read_text())["settings"]
     assert settings["beta"] == 0.0001 and "colour" not in settings and settings["seed"] == 5
 
