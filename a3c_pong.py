@@ -195,9 +195,6 @@ class Network:
         figures = losses | self.figures()
         self.measured = {name: tf.reduce_mean(figure) for name, figure in figures.items()}
         self.measured["gradient_norm"] = tf.linalg.global_norm([kernel_grad, *grads])
-        if self.settings.clip_norm:
-            clipped, _ = tf.clip_by_global_norm([kernel_grad, *grads], self.settings.clip_norm)
-            kernel_grad, *grads = clipped
         push = theirs.kernel_train.apply_gradients(kernel_grad, self.rows)
         for name, group in groups.items():
             mine, grads = grads[: len(group)], grads[len(group) :]

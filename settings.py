@@ -20,7 +20,7 @@ def setting(default, meaning):
 class Settings:
     """All that can be set; the command line is made of it. In brackets: a default's origin."""
 
-    preset: Literal["chapter", "winner"] = setting(
+    preset: Literal["chapter", "rally"] = setting(
         "chapter", "what the other settings are where they are not given [chapter]"
     )
     method: Literal["a3c", "one-step-q", "one-step-sarsa", "n-step-q"] = setting(
@@ -52,7 +52,6 @@ class Settings:
     )
     rmsprop_decay: float = setting(0.9, "of RMSProp's mean squares [chapter: TensorFlow's]")
     rmsprop_epsilon: float = setting(1e-10, "under RMSProp's root [chapter: TensorFlow's]")
-    clip_norm: float | None = setting(None, "longest gradient of an update; none: any [ours]")
     target_steps: int = setting(
         10_000, "agent steps between copies to the target net [paper: 40,000 frames, 4 a step]"
     )
@@ -76,7 +75,7 @@ class Settings:
                  "anneal_steps", "target_steps", "epsilon_frames")}  # fmt: skip
         must |= {name: (lambda x: 0 < x < math.inf, "a number above 0") for name in
                  ("max_minutes", "lr_actor", "lr_critic", "lr_q", "rmsprop_epsilon",
-                  "clip_norm", "autosave_minutes")}  # fmt: skip
+                  "autosave_minutes")}  # fmt: skip
         must |= {name: (lambda x: 0 <= x <= 1, "between 0 and 1") for name in
                  ("gamma", "gae_lambda", "rmsprop_decay")}  # fmt: skip
         must |= {name: (lambda x: 0 <= x < math.inf, "0 or a number above") for name in
@@ -93,10 +92,11 @@ class Settings:
 # What differs from the chapter's settings; a field of `Settings` -> its value.
 PRESETS = {
     "chapter": {},
-    "winner": dict(
-        workers=8, frames=2, steps_per_update=120, gamma=0.99, gae_lambda=0.95,
-        cut_at_points=True, lost_game_reward=None, loss="sum", beta=0.006, lr_actor=2e-3,
-        lr_critic=4e-3, rmsprop_decay=0.99, rmsprop_epsilon=0.01,
+    # every point an episode of its own, and rollouts that hold the rally before it
+    "rally": dict(
+        frames=2, steps_per_update=120, cut_at_points=True, lost_game_reward=None,
+        gamma=0.99, gae_lambda=0.95, loss="sum", rmsprop_decay=0.99, rmsprop_epsilon=0.01,
+        lr_actor=2e-3, lr_critic=4e-3, beta=0.006,
     ),
 }  # fmt: skip
 

@@ -220,7 +220,7 @@ def test_rows_untouched_for_1000_updates_are_decayed_as_the_dense_ones(tf, rollo
 
 
 def test_measuring_an_update_gives_its_figures_and_changes_nothing(tf, rollouts):
-    plain, measured = (Sparse(tf, 1, a3c_pong.Settings(clip_norm=0.5)) for _ in range(2))
+    plain, measured = (Sparse(tf, 1, a3c_pong.Settings()) for _ in range(2))
     for rollout in rollouts[:40]:
         rewards, figures, policy = rollout.rewards.tolist(), {}, measured.policies[0]
         layer = np.clip(dense(rollout)[:-1] @ policy.kernel + policy.bias, 0, 6)
@@ -237,6 +237,24 @@ def test_measuring_an_update_gives_its_figures_and_changes_nothing(tf, rollouts)
             [*s.values(s.globalnet).values(), *s.mean_squares().values()] for s in (plain, measured)
         )
         assert all(map(np.array_equal, ours, theirs))
+
+
+def test_annealing_takes_learning_rates_to_0_and_beta_to_its_end(tf, rollouts):
+    """Half annealed is as good as half the learning rates, and beta half way."""
+    half = dict(lr_actor=0.5e-4, lr_critic=1e-4, beta=0.3)
+    full = dict(lr_actor=1e-4, lr_critic=2e-4, beta=0.5, beta_end=0.1)
+    after = []
+    for settings, annealed in (half, 0.0), (full, 0.5), (full, 1.0), (full, 0.0):
+        sparse = Sparse(tf, 1, a3c_pong.Settings(**settings), double=True)
+        rollout = rollouts[3]
+        returns = a3c_pong.lambda_returns(rollout.rewards, ends(rollout), 0.9, 1.0)
+        before = sparse.values(sparse.globalnet)
+        sparse.locals[0].update_global(rollout, *returns, annealed)
+        after.append({k: v - before[k] for k, v in sparse.values(sparse.globalnet).items()})
+    for name, expected in after[0].items():
+        np.testing.assert_allclose(after[1][name], expected, rtol=1e-4, atol=1e-12)
+        assert not after[2][name].any()
+        assert np.abs(after[3][name] - expected).max() > 1e-6
 
 
 def test_probability_zero_gives_no_nan(tf, rollouts):

@@ -301,12 +301,12 @@ def test_help_mentions_every_setting(start):
 
 
 def test_a_preset_is_a_default_for_other_settings(start):
-    run = start("--preset", "winner", "--workers", "1", "--gamma", "0.5", "--max-steps", "500")
+    run = start("--preset", "rally", "--workers", "1", "--gamma", "0.5", "--max-steps", "500")
     assert run.wait() == 0
     settings = json.loads((run.folder / "run" / "config.json").read_text())["settings"]
-    assert settings["preset"] == "winner"
+    assert settings["preset"] == "rally"
     assert (settings["workers"], settings["gamma"], settings["max_steps"]) == (1, 0.5, 500)
-    preset = PRESETS["winner"]
+    preset = PRESETS["rally"]
     expected = {**preset, "workers": 1, "gamma": 0.5}
     assert {name: settings[name] for name in preset} == expected
     chapter = dataclasses.asdict(a3c_pong.Settings())
@@ -324,7 +324,7 @@ def test_curves_are_drawn_again_from_their_folders(start):
     other = run.folder / "other"
     shutil.copytree(results, other)
     config = json.loads((other / "config.json").read_text())
-    config["settings"].update(method="n-step-q", preset="winner")
+    config["settings"].update(method="n-step-q", preset="rally")
     (other / "config.json").write_text(json.dumps(config))
     both = start("--draw", "both.png", results, str(other))
     assert both.wait() == 0
