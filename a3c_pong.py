@@ -880,6 +880,7 @@ def restore(session, run, workers, arrays, about):
 def keep(snapshot, run, actors, folder):
     """Write a snapshot as a checkpoint; whether that was possible."""
     arrays, about = snapshot
+    folder.write(run.episodes)  # scores.csv is never behind a checkpoint
     episodes = run.episodes[: about["games"]]
     arrays.update(checkpoints.curve_arrays(episodes))
     for name in "running_score", "running_reward":
