@@ -5,6 +5,15 @@ import shutil
 import pytest
 from program import ROOT, Program, Screen
 
+import a3c_pong
+
+
+@pytest.fixture(scope="module")
+def tf():
+    """TensorFlow, as the script has it."""
+    a3c_pong.load_tensorflow()
+    return a3c_pong.tf
+
 
 @pytest.fixture
 def start(tmp_path):

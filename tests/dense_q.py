@@ -30,7 +30,7 @@ class DenseQ:
 
     def targets(self, states, actions, next_action, rewards, terminal):
         """states [T + 1, 6400]; the y of the pseudo-code, step by step."""
-        q, gamma, T = self.session.run(self.target_q, {self.s: states}), self.settings.gamma, 0
+        q, gamma = self.session.run(self.target_q, {self.s: states}), self.settings.gamma
         T = len(actions)
         if self.settings.method == "n-step-q":
             R, y = 0.0 if terminal else q[T].max(), []

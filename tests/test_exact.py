@@ -14,12 +14,6 @@ SIZES = (20, 1, 300)
 
 
 @pytest.fixture(scope="module")
-def tf():
-    a3c_pong.load_tensorflow()
-    return a3c_pong.tf
-
-
-@pytest.fixture(scope="module")
 def rollouts():
     """Rollouts of real play, copied, with a game's end among them."""
     actor = pong_actor.PongActor(GAME, [1, 2], SIZES)

@@ -15,12 +15,6 @@ Q_METHODS = "one-step-q", "one-step-sarsa", "n-step-q"
 
 
 @pytest.fixture(scope="module")
-def tf():
-    a3c_pong.load_tensorflow()
-    return a3c_pong.tf
-
-
-@pytest.fixture(scope="module")
 def rollouts():
     """Rollouts of real play with an action chosen ahead, one with the end of a game among them."""
     actor = pong_actor.PongActor(GAME, [1, 2], SIZES, ahead=True)
