@@ -180,20 +180,24 @@ class Network:
     def _build_sync(self, session):
         """Push, local gradients applied to the global network, and pull, the copy back."""
         theirs, groups = self.globalAC, self.globalAC.net.params
-        self.a_his = tf.placeholder(tf.int32, [None], "action")  # [T]
-        self.next_action = tf.placeholder(tf.int32, [], "next_action")
-        rewards = tf.placeholder(self.DTYPE, [None], "rewards")  # [T]
-        weights = tf.placeholder(self.DTYPE, [None, None], "weights")  # [T, T]
-        values = tf.stop_gradient(self.bootstrap_values())[1:, tf.newaxis]  # [T, 1]
-        self.v_target = rewards + (weights @ values)[:, 0]  # [T]
-        losses = self._build_losses()  # each [T], name -> tensor
-        each = tf.placeholder(self.DTYPE, [None], "each")  # [T]: what a step counts in the loss
+        # a rollout's steps, and one more for the state after it, which counts for nothing: a slice
+        # here costs another one in the gradient
+        self.a_his = tf.placeholder(tf.int32, [None], "action")  # [T + 1]
+        rewards = tf.placeholder(self.DTYPE, [None, 1], "rewards")  # [T + 1, 1]
+        weights = tf.placeholder(self.DTYPE, [None, None], "weights")  # [T + 1, T + 1]
+        each = tf.placeholder(self.DTYPE, [None, 1], "each")  # [T + 1, 1]: of a step in the loss
+        self.v_target = rewards + weights @ tf.stop_gradient(self.bootstrap_values())
+        losses = self._build_losses()
         params = [variable for group in self.net.params.values() for variable in group]
+        terms = [term for terms in losses.values() for term in terms]
         kernel_grad, *grads = tf.gradients(
-            list(losses.values()), [self.net.kernel_rows, *params], [each] * len(losses)
+            [term for term, _ in terms],
+            [self.net.kernel_rows, *params],
+            [each * weight for _, weight in terms],
         )
-        figures = losses | self.figures()
-        self.measured = {name: tf.reduce_mean(figure) for name, figure in figures.items()}
+        figures = {name: sum(term * weight for term, weight in terms)
+                   for name, terms in losses.items()} | self.figures()  # fmt: skip
+        self.measured = {name: tf.reduce_mean(figure[:-1]) for name, figure in figures.items()}
         self.measured["gradient_norm"] = tf.linalg.global_norm([kernel_grad, *grads])
         push = theirs.kernel_train.apply_gradients(kernel_grad, self.rows)
         for name, group in groups.items():
@@ -205,8 +209,7 @@ class Network:
         pull = [tf.scatter_update(self.net.kernel, self.rows, kernel_rows).op]
         pull += [mine.assign(copy).op for mine, copy in zip(params, copies)]
 
-        rollout = [self.rows, self.s, self.a_his, self.next_action]
-        feeds = [*rollout, rewards, weights, each, theirs.annealed]
+        feeds = [self.rows, self.s, self.a_his, rewards, weights, each, theirs.annealed]
         self._push = make_callable(session, push, feeds)
         self._push_and_measure = make_callable(session, [*self.measured.values(), *push], feeds)
         self._pull = make_callable(session, [kernel_rows, *copies[:3], *pull], [self.rows])
@@ -223,16 +226,16 @@ class Network:
         """
         row_log, steps = self.globalAC.row_log, len(rollout.actions)
         row_log.begin_update(rollout.rows, self._catch_up)
-        each = np.full(steps, 1 if self.sums() else 1 / steps)
-        states, *returns = (
-            np.asarray(x, self.DTYPE) for x in (rollout.states, rewards, weights, each)
-        )
-        played = rollout.rows, states, rollout.actions, np.int32(rollout.next_action)
+        states = rollout.states.astype(self.DTYPE)
+        actions = np.append(rollout.actions, np.int32(rollout.next_action))
+        padded = [np.zeros((steps + 1, n), self.DTYPE) for n in (1, steps + 1, 1)]
+        padded[0][:-1, 0], padded[1][:-1, 1:] = rewards, weights
+        padded[2][:-1] = 1 if self.sums() else 1 / steps
+        fed = rollout.rows, states, actions, *padded, np.float32(annealed)
         if measured is None:
-            self._push(*played, *returns, np.float32(annealed))
+            self._push(*fed)
         else:
-            figures = self._push_and_measure(*played, *returns, np.float32(annealed))
-            measured.update(zip(self.measured, map(float, figures)))
+            measured.update(zip(self.measured, map(float, self._push_and_measure(*fed))))
         row_log.end_update(rollout.rows)
 
     def pull_global(self, policy):
@@ -253,6 +256,14 @@ class Network:
     def sums(self):
         """Whether a loss is the sum over a rollout's steps, or their mean."""
         return self.settings.loss == "sum"
+
+    def _build_losses(self):
+        """Name of a loss -> its terms, [T + 1, 1], and what each counts, a number or [T + 1, 1].
+
+        The gradient is told so, not asked for a sum: TensorFlow's gradients of sums and products
+        look at shapes at every update.
+        """
+        raise NotImplementedError
 
     def figures(self):
         """What else to measure, beside the losses: name -> tensor."""
@@ -284,30 +295,32 @@ class ActorCriticNetwork(Network):
 
     def _build_net(self):
         net = super()._build_net()
-        (self.a_params, self.c_params), (logits, v) = net.params.values(), net.outputs.values()
-        self.logits, self.v = logits, v[:, 0]  # state value [T + 1]
-        self.a_prob = tf.nn.softmax(logits)  # [T + 1, actions]
+        self.a_params, self.c_params = net.params.values()
+        self.logits, self.v = net.outputs.values()  # [T + 1, actions], and state value [T + 1, 1]
+        self.a_prob = tf.nn.softmax(self.logits)
         return net
 
     def bootstrap_values(self):
-        """[T + 1]"""
+        """[T + 1, 1]"""
         return self.v
 
     def _build_losses(self):
-        """The chapter's losses, a number for each step."""
+        """The chapter's losses: td ** 2, and -(log_prob * td + beta * entropy)."""
         settings = self.settings
-        td = self.v_target - self.v[:-1]  # temporal difference error [T]
-        self.c_losses = tf.square(td)
+        td = self.v_target - self.v  # temporal difference error [T + 1, 1]
         # the chapter's log(softmax) is -inf at probability 0, its gradient NaN; this is neither
-        log_prob = -tf.nn.sparse_softmax_cross_entropy_with_logits(
-            labels=self.a_his, logits=self.logits[:-1]
-        )  # [T]
-        self.entropy = -tf.reduce_sum(self.a_prob * tf.log(self.a_prob + 1e-5), axis=1)[:-1]  # [T]
+        minus_log_prob = tf.expand_dims(tf.nn.sparse_softmax_cross_entropy_with_logits(
+            labels=self.a_his, logits=self.logits
+        ), 1)  # [T + 1, 1]  # fmt: skip
+        ones = tf.ones([self.num_actions, 1], self.DTYPE)
+        self.entropy = -(self.a_prob * tf.log(self.a_prob + 1e-5)) @ ones  # [T + 1, 1]
         beta = settings.beta
         if settings.beta_end is not None:
             beta += (settings.beta_end - beta) * tf.cast(self.globalAC.annealed, self.DTYPE)
-        self.a_losses = -(beta * self.entropy + log_prob * tf.stop_gradient(td))
-        return {"policy_loss": self.a_losses, "value_loss": self.c_losses}
+        return {
+            "policy_loss": [(minus_log_prob, tf.stop_gradient(td)), (self.entropy, -beta)],
+            "value_loss": [(tf.square(td), 1)],
+        }
 
     def figures(self):
         return {"entropy": self.entropy}
@@ -339,12 +352,16 @@ class QNetwork(Network):
             return Network._build_net(self).outputs["q_network"]
 
     def bootstrap_values(self):
-        """max_a Q(s, a) of the target network, [T + 1]."""
-        return tf.reduce_max(self.target_q(), axis=1)
+        """max_a Q(s, a) of the target network, [T + 1, 1]."""
+        return tf.reduce_max(self.target_q(), axis=1, keepdims=True)
 
     def _build_losses(self):
-        q = tf.gather(self.net.outputs["q_network"][:-1], self.a_his, batch_dims=1)  # [T]
-        return {"q_loss": tf.square(self.v_target - q)}
+        q = self.taken(self.net.outputs["q_network"])
+        return {"q_loss": [(tf.square(self.v_target - q), 1)]}
+
+    def taken(self, q):
+        """Q [T + 1, actions] of the action taken in each state, [T + 1, 1]."""
+        return tf.expand_dims(tf.gather(q, self.a_his, batch_dims=1), 1)
 
     def at_steps(self, before, after):
         """Refresh the target network where T has passed a multiple of I_target."""
@@ -375,9 +392,8 @@ class OneStepSarsa(QNetwork):
     CHOOSES_AHEAD = True
 
     def bootstrap_values(self):
-        """Q(s, a) of the target network for the action taken there, [T + 1]."""
-        actions = tf.concat([self.a_his, [self.next_action]], 0)
-        return tf.gather(self.target_q(), actions, batch_dims=1)
+        """Q(s, a) of the target network for the action taken there, [T + 1, 1]."""
+        return self.taken(self.target_q())
 
 
 class NStepQ(QNetwork):
@@ -490,11 +506,24 @@ class RowLog:
 # ------------------------------------------------------------------------------------------ returns
 
 
-@functools.lru_cache
-def powers(base, steps):
-    """[steps, steps] float64: base ** (k - t) for k >= t, else 0."""
-    distance = np.arange(steps) - np.arange(steps)[:, np.newaxis]
-    return np.triu(base ** np.maximum(distance, 0.0))
+@functools.lru_cache(maxsize=32)  # the most are of a whole rollout without an end
+def discounting(ends, gamma, lambda_):
+    """What rewards and values count for in the returns of `lambda_returns`.
+
+    Args:
+        ends: bytes, one a step, 1 where nothing that comes after it counts for it.
+
+    Returns:
+        two [T, T] float64: of rewards, and of values.
+    """
+    ends = np.frombuffer(ends, bool)
+    distance = np.arange(len(ends)) - np.arange(len(ends))[:, np.newaxis]
+    episode = np.cumsum(ends) - ends  # its number, for each step: the step that ends it included
+    decayed = np.triu((gamma * lambda_) ** np.maximum(distance, 0.0))
+    decayed *= episode == episode[:, np.newaxis]
+    discounts = np.where(ends, 0, gamma * (1 - lambda_))
+    discounts[-1] = 0 if ends[-1] else gamma
+    return decayed, decayed * discounts
 
 
 def lambda_returns(rewards, ends, gamma, lambda_):
@@ -515,12 +544,8 @@ def lambda_returns(rewards, ends, gamma, lambda_):
     Returns:
         rewards [T] and weights [T, T], float64.
     """
-    ends = np.asarray(ends)
-    episode = np.cumsum(ends) - ends  # its number, for each step: the step that ends it included
-    decayed = powers(gamma * lambda_, len(ends)) * (episode == episode[:, np.newaxis])
-    discounts = np.where(ends, 0, gamma * (1 - lambda_))
-    discounts[-1] = 0 if ends[-1] else gamma
-    return decayed @ rewards, decayed * discounts
+    decayed, weights = discounting(np.asarray(ends, bool).tobytes(), gamma, lambda_)
+    return decayed @ rewards, weights
 
 
 def learning_rewards(rollout, lost_game_reward):
