@@ -179,7 +179,7 @@ class Network:
 
     def _build_sync(self, session):
         """Push, local gradients applied to the global network, and pull, the copy back."""
-        theirs, groups = self.globalAC, self.globalAC.net.params
+        theirs = self.globalAC
         self.a_his = tf.placeholder(tf.int32, [None], "action")  # [T]
         self.next_action = tf.placeholder(tf.int32, [], "next_action")
         rewards = tf.placeholder(self.DTYPE, [None], "rewards")  # [T]
@@ -195,6 +195,14 @@ class Network:
         figures = losses | self.figures()
         self.measured = {name: tf.reduce_mean(figure) for name, figure in figures.items()}
         self.measured["gradient_norm"] = tf.linalg.global_norm([kernel_grad, *grads])
+        rollout = [self.rows, self.s, self.a_his, self.next_action]
+        feeds = [*rollout, rewards, weights, each, theirs.annealed]
+        self._build_traffic(session, feeds, kernel_grad, grads)
+
+    def _build_traffic(self, session, feeds, kernel_grad, grads):
+        """Functions that push the gradients of what is fed, and pull."""
+        theirs, groups = self.globalAC, self.globalAC.net.params
+        params = [variable for group in self.net.params.values() for variable in group]
         push = theirs.kernel_train.apply_gradients(kernel_grad, self.rows)
         for name, group in groups.items():
             mine, grads = grads[: len(group)], grads[len(group) :]
@@ -205,8 +213,6 @@ class Network:
         pull = [tf.scatter_update(self.net.kernel, self.rows, kernel_rows).op]
         pull += [mine.assign(copy).op for mine, copy in zip(params, copies)]
 
-        rollout = [self.rows, self.s, self.a_his, self.next_action]
-        feeds = [*rollout, rewards, weights, each, theirs.annealed]
         self._push = make_callable(session, push, feeds)
         self._push_and_measure = make_callable(session, [*self.measured.values(), *push], feeds)
         self._pull = make_callable(session, [kernel_rows, *copies[:3], *pull], [self.rows])
@@ -221,19 +227,25 @@ class Network:
             annealed: 0 to 1, how much of their way learning rates (to 0) and beta have gone.
             measured: dict to write the update's losses and the like to, for TensorBoard.
         """
-        row_log, steps = self.globalAC.row_log, len(rollout.actions)
+        row_log = self.globalAC.row_log
         row_log.begin_update(rollout.rows, self._catch_up)
+        fed = self._fed(rollout, rewards, weights, annealed)
+        if measured is None:
+            self._push(*fed)
+        else:
+            figures = self._push_and_measure(*fed)
+            measured.update(zip(self.measured, map(float, figures)))
+        row_log.end_update(rollout.rows)
+
+    def _fed(self, rollout, rewards, weights, annealed):
+        """The values that a push is fed."""
+        steps = len(rollout.actions)
         each = np.full(steps, 1 if self.sums() else 1 / steps)
         states, *returns = (
             np.asarray(x, self.DTYPE) for x in (rollout.states, rewards, weights, each)
         )
         played = rollout.rows, states, rollout.actions, np.int32(rollout.next_action)
-        if measured is None:
-            self._push(*played, *returns, np.float32(annealed))
-        else:
-            figures = self._push_and_measure(*played, *returns, np.float32(annealed))
-            measured.update(zip(self.measured, map(float, figures)))
-        row_log.end_update(rollout.rows)
+        return *played, *returns, np.float32(annealed)
 
     def pull_global(self, policy):
         """Copy what has changed in the global network since the last pull.
@@ -327,11 +339,12 @@ class QNetwork(Network):
     def _build_global(self, session):
         super()._build_global(session)
         with tf.variable_scope("target") as self.target_scope:
-            target = Network._build_net(self)
+            self.target = target = Network._build_net(self)
         pairs = [(target.kernel, self.net.kernel)]
         pairs += zip(target.params["q_network"], self.net.params["q_network"])
         copy = [theirs.assign(mine.read_value()).op for theirs, mine in pairs]
-        self.refresh_target = make_callable(session, copy, [])
+        if session:  # else it is on parameter servers, which see to that
+            self.refresh_target = make_callable(session, copy, [])
 
     def target_q(self):
         """The target network's Q for each state and action, [T + 1, actions]."""
@@ -602,7 +615,6 @@ class Worker:
         self.AC.update_global(rollout, *returns, self.run.annealed(), measured)
         if measured:
             self.run.add_measured(measured)
-        self.AC.pull_global(self.actor.policy)
         return buffer_r
 
     def _count(self, rollout, buffer_r):
@@ -614,6 +626,11 @@ class Worker:
         if rollout.terminal or rollout.truncated:
             game = self.name, self.score, self.ep_r
             self.score = self.ep_r = 0
+        self._share(steps, game)
+
+    def _share(self, steps, game):
+        """What the other workers are to know, and to be known of them."""
+        self.AC.pull_global(self.actor.policy)
         T = self.run.count(steps, game)
         self.AC.at_steps(T - steps, T)
 
@@ -733,15 +750,18 @@ class Run:
         with self.lock:
             self.agent_steps += steps
             T = self.agent_steps
-            if game and len(self.episodes) < self.settings.max_episodes:
-                worker, score, reward = game
-                last = self.episodes[-1] if self.episodes else None
-                running_score = moving(last and last.running_score, score)
-                running_reward = moving(last and last.running_reward, reward)
-                where = len(self.episodes), worker, self.agent_steps, self.seconds()
-                self.episodes.append(Episode(*where, score, reward, running_score, running_reward))
+            if game:
+                self._add_episode(T, *game)
             self.look_at_limits()  # before another game can take the running score back
             return T
+
+    def _add_episode(self, T, worker, score, reward):
+        if len(self.episodes) < self.settings.max_episodes:
+            last = self.episodes[-1] if self.episodes else None
+            running_score = moving(last and last.running_score, score)
+            running_reward = moving(last and last.running_reward, reward)
+            where = len(self.episodes), worker, T, self.seconds()
+            self.episodes.append(Episode(*where, score, reward, running_score, running_reward))
 
     def look_at_limits(self):
         """Stop where one is used up."""
