@@ -1170,7 +1170,7 @@ class ChiefSnapshots:
             arrays = dict(zip(board.arrays, values))
             arrays["row_log/touched_by"] = touched_by
             with run.lock:
-                games = sum(e.agent_steps <= T for e in run.episodes)
+                games = sum(e.agent_steps <= int(T) for e in run.episodes)
             about = dict(updates=int(updates), agent_steps=int(T), joined=int(joined))
             about.update(games=games, seconds=run.seconds(), workers={})
             run.kept = dict(arrays), dict(about)

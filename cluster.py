@@ -136,7 +136,10 @@ def start_server(cluster, tensorflow):
     global tf
     tf = tensorflow
     spec = {job: addresses for job, addresses in cluster.addresses.items() if addresses}
-    servers.append(tf.distribute.Server(tf.train.ClusterSpec(spec), cluster.job, cluster.index))
+    # One thread an operation: the process' other sessions share the server's, and must sum in
+    # the order of a run alone to have its numbers.
+    config = tf.ConfigProto(intra_op_parallelism_threads=1)
+    servers.append(tf.distribute.Server(spec, cluster.job, cluster.index, config=config))
 
 
 # ------------------------------------------------------------------------- on the parameter servers
@@ -314,8 +317,9 @@ class Parameters(Board):
         copies = [
             tf.scatter_update(self.target.kernel, rows, tf.gather(self.kernel, rows)).op,
             tf.scatter_update(self.refreshed_by, rows, fill(rows, updates)).op,
-            self.refreshed_at.assign(tf.where(due, updates, self.refreshed_at)).op,
         ]
+        with tf.control_dependencies([rows]):  # which were found by its old value
+            copies.append(self.refreshed_at.assign(tf.where(due, updates, self.refreshed_at)).op)
         for theirs, mine in zip(self._target_params(), self.params):
             with tf.device(theirs.device):
                 copies.append(theirs.assign(tf.where(due, mine, theirs)).op)
