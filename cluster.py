@@ -168,8 +168,8 @@ class Board:
 
     def _build(self):
         self._build_state()
-        joined, settings = self.joined.assign_add(1, read_value=True), self.settings.read_value()
-        self.calls["join"] = [joined, settings], []
+        joined = tf.identity(self.joined.assign_add(1))
+        self.calls["join"] = [joined, self.settings.read_value()], []
 
     def _build_state(self):
         there = []
