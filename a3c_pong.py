@@ -1029,7 +1029,9 @@ class MemberRun(Run):
             if incarnation != self.incarnation:
                 self.incarnation, self.agent_steps = incarnation, 0
             self.agent_steps = max(self.agent_steps, T or 0)
-        if (self.link.ended or self.link.other_run) and not self.stopped_because:
+        if self.link.other_run:
+            self.stop("the chief has begun another run: starting again with its settings")
+        elif self.link.ended and not self.stopped_because:
             self.stop(f"the chief has ended the run: {self.link.ended}")
 
     def measuring_is_due(self):
@@ -1375,7 +1377,6 @@ def serve_cluster(member, given, signals):
     except pong_actor.ActorsKeepDying as error:
         fail(error, status=1)
     if again and not signals:
-        print("the chief has begun another run: starting again with its settings", flush=True)
         os.execv(sys.executable, sys.orig_argv)
     return status
 

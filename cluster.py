@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 tf = None  # tensorflow.compat.v1, once `start_server` has it
-servers = []  # this process'; it cannot be taken apart again
+kept = []  # this process' server and sessions, for they cannot be taken apart without noise
 
 # ---------------------------------------------------------------------------------------- TF_CONFIG
 
@@ -139,7 +139,7 @@ def start_server(cluster, tensorflow):
     # One thread an operation: the process' other sessions share the server's, and must sum in
     # the order of a run alone to have its numbers.
     config = tf.ConfigProto(intra_op_parallelism_threads=1)
-    servers.append(tf.distribute.Server(spec, cluster.job, cluster.index, config=config))
+    kept.append(tf.distribute.Server(spec, cluster.job, cluster.index, config=config))
 
 
 # ------------------------------------------------------------------------- on the parameter servers
@@ -423,7 +423,6 @@ class Link:
         self.stopped = stopped
         self.lock, self.connecting = threading.Lock(), threading.Lock()
         self.session, self.callables = None, {}
-        self.kept = []  # sessions that were lost: to take one apart makes noise
         self.pending = {}  # thread -> since when it waits for an answer
         self.incarnation, self.ended = 0, ""
         self.settings = None  # the run's, as the chief has written them
@@ -462,7 +461,7 @@ class Link:
                     for name, how in self.board.calls.items()
                 }
                 self.session = session
-                self.kept.append((session, self.callables))
+                kept.append((session, self.callables))
             return self.session, self.callables
 
     def state(self):
@@ -509,7 +508,7 @@ class Link:
             servers = enumerate(self.cluster.addresses["ps"])
             silent = [k for k, address in servers if not answers(address)]
             missing = ", ".join(self.cluster.where("ps", k) for k in silent) or None
-        elif self.chief_missing:
+        elif self.chief_missing and self.cluster.job != "chief":
             missing = self.cluster.where("chief", 0)
         if missing == self.told:
             return []

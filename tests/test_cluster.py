@@ -83,7 +83,7 @@ def test_the_script_says_it_on_one_line_with_status_2(start):
             assert run.out == "" and not (run.folder / "run").exists()
 
 
-# ------------------------------------------------------------------------------------ on one machine
+# ----------------------------------------------------------------------------------- on one machine
 
 
 class Cluster:
@@ -281,12 +281,119 @@ def test_another_run_of_the_chiefs_is_the_workers_too(start):
     worker = cluster("worker", 0, "--workers", "1")
     assert wait_until(lambda: "trains with" in worker.out, 90)
     chief.process.kill()
-    options = "--method", "n-step-q", "--max-episodes", "3", "--workers", "1", "--render", "never"
+    options = "--method", "n-step-q", "--max-episodes", "25", "--workers", "1", "--render", "never"
     other = cluster("chief", 0, *options)
     assert other.wait(120) == worker.wait(30) == ps.wait(20) == 0
     assert "starting again with its settings" in worker.out
-    assert len(other.rows()) == 3
+    assert {row["worker"] for row in other.rows()} == {"W_0", "W_100"} and len(other.rows()) == 25
+    assert_quiet(ps, other, worker)
 
 
 def newest_steps(run):
     return max((int(path.name[5:-4]) for path in run.glob("checkpoints/step-*")), default=-1)
+
+
+# ------------------------------------------------------------------------------ on several machines
+
+
+def ip(*arguments):
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+class Network:
+    """Hosts, network namespaces each with an address of its own, on one bridge."""
+
+    def __init__(self, names):
+        self.mark = f"a3c{os.getpid()}"
+        self.names = names
+        self.bridge = f"{self.mark}-switch"
+
+    def open(self):
+        ip("netns", "add", self.bridge)
+        ip("-n", self.bridge, "link", "add", "switch", "type", "bridge")
+        ip("-n", self.bridge, "link", "set", "switch", "up")
+        for number, name in enumerate(self.names):
+            host, port = self.host(name), f"port{number}"
+            ip("netns", "add", host)
+            ip("-n", host, "link", "add", "eth0", "type", "veth", "peer", "name", port,
+               "netns", self.bridge)  # fmt: skip
+            ip("-n", self.bridge, "link", "set", port, "master", "switch", "up")
+            ip("-n", host, "address", "add", f"{self.address(name)}/24", "dev", "eth0")
+            ip("-n", host, "link", "set", "eth0", "up")
+            ip("-n", host, "link", "set", "lo", "up")
+
+    def host(self, name):
+        return f"{self.mark}-{name}"
+
+    def address(self, name):
+        return f"10.66.0.{self.names.index(name) + 1}"
+
+    def on(self, name):
+        """(address, what runs a command on that host)."""
+        return self.address(name), ("ip", "netns", "exec", self.host(name))
+
+    def cable(self, name, state):
+        """Plug a host's cable in ("up") or out ("down"), at the switch."""
+        port = f"port{self.names.index(name)}"
+        ip("-n", self.bridge, "link", "set", port, state)
+
+    def bytes_at(self, name):
+        """(received, sent) by a host so far."""
+        command = [*self.on(name)[1], "cat", "/proc/net/dev"]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        fields = re.search(r"eth0:(.*)", text)[1].split()
+        return int(fields[0]), int(fields[8])
+
+    def close(self):
+        for name in [*map(self.host, self.names), self.bridge]:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+
+
+@pytest.fixture
+def network():
+    if not shutil.which("ip"):
+        pytest.skip("not installed: ip, of iproute2")
+    network = Network(["ps", "chief", "worker"])
+    try:
+        try:
+            network.open()
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
+        yield network
+    finally:
+        network.close()
+
+
+@pytest.mark.slow
+def test_hosts_with_a_link_cut_for_10_seconds_go_on_and_rows_are_all_that_crosses(start, network):
+    hosts = {(name, 0): network.on(name) for name in network.names}
+    cluster = Cluster(start, hosts, workers=1)
+    ps = cluster("ps")
+    chief = cluster("chief", 0, "--workers", "1", "--render", "never", "--seed", "2")
+    worker = cluster("worker", 0, "--workers", "1")
+    plays = lambda name: [game for game in chief.games() if game[0] == name]
+    assert wait_until(lambda: plays("W_0") and plays("W_100"), 120)
+
+    network.cable("worker", "down")
+    time.sleep(5)
+    before = len(plays("W_0")), len(plays("W_100"))
+    waits = f"waiting for /job:ps/task:0 at {network.address('ps')}:3000"
+    assert wait_until(lambda: waits in worker.out, 5)
+    assert wait_until(lambda: len(plays("W_0")) > before[0])  # is not held up
+    time.sleep(3)
+    assert len(plays("W_100")) == before[1]
+    network.cable("worker", "up")
+    assert wait_until(lambda: len(plays("W_100")) > before[1], 90)
+
+    received, sent = network.bytes_at("worker")
+    games = len(plays("W_100"))
+    assert wait_until(lambda: len(plays("W_100")) >= games + 3, 90)
+    bytes_after = network.bytes_at("worker")
+    chief.signal(signal.SIGINT)
+    assert chief.wait(30) == 130 and worker.wait(20) == ps.wait(20) == 0
+    assert_quiet(ps, chief, worker)
+    rows = rows_of(cluster.run)
+    # of the worker's 3 games some 1,000 steps each are 150 updates, of 10 MB each way when dense
+    both_ways = sum(bytes_after) - received - sent
+    assert 0 < both_ways < 150 * 20e6 / 10
+    assert {row["worker"] for row in rows} == {"W_0", "W_100"}
