@@ -289,6 +289,49 @@ def test_another_run_of_the_chiefs_is_the_workers_too(start):
     assert_quiet(ps, other, worker)
 
 
+@pytest.mark.slow
+def test_a_run_goes_on_in_a_cluster_and_alone_again(start):
+    alone = start(*EXACT, "--max-steps", "1000")
+    assert alone.wait() == 0
+    run, cluster = str(alone.folder / "run"), Cluster(start, workers=0)
+    ps = cluster("ps")
+    chief = cluster("chief", 0, "--resume", run, "--workers", "1", "--max-steps", "2500")
+    assert chief.wait(90) == ps.wait(30) == 0
+    assert newest(alone.folder / "run")[1]["agent_steps"] == 2500
+    again = start("--resume", run, "--max-steps", "3000")
+    assert again.wait() == 0
+    assert_quiet(alone, chief, ps, again)
+    about = newest(alone.folder / "run")[1]
+    assert about["agent_steps"] == 3000 and about["updates"] >= 150
+    assert len(rows_of(alone.folder / "run")) == about["games"] > 0
+
+
+@pytest.mark.slow
+def test_a_chief_that_cannot_reach_its_parameter_server_says_what_is_lost(start):
+    cluster = Cluster(start, workers=0)
+    ps, chief = cluster("ps"), cluster("chief", 0, "--workers", "1", "--render", "never")
+    assert wait_until(lambda: games_of(chief) > 0, 90)
+    ps.process.kill()
+    assert wait_until(lambda: "waiting for /job:ps/task:0" in chief.out)
+    chief.signal(signal.SIGTERM)
+    assert chief.wait(40) == 1
+    assert chief.err.count("\n") == 1 and "the last checkpoint could not be written" in chief.err
+    assert len(rows_of(cluster.run)) == games_of(chief)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_those_who_wait_for_others(start):
+    cluster = Cluster(start, workers=1)
+    waiting = cluster("worker"), cluster("chief", 0, "--workers", "1"), cluster("ps")
+    waiting[2].process.kill()
+    for program in waiting[:2]:
+        assert wait_until(lambda: "waiting for /job:ps/task:0 at" in program.out)  # noqa: B023
+        program.signal(signal.SIGINT)
+        assert program.wait(10) == 130
+        assert program.err == "" and program.no_actor_is_left(5)
+    assert not cluster.run.exists()  # the run has not begun
+
+
 def newest_steps(run):
     return max((int(path.name[5:-4]) for path in run.glob("checkpoints/step-*")), default=-1)
 
