@@ -8,6 +8,7 @@ of the network and changes the global one without waiting for the others.
     python a3c_pong.py --max-minutes 20    the same, for 20 minutes
     python a3c_pong.py --resume RUN        go on with the run in that folder
     python a3c_pong.py --play runs/NAME    show what a run has learned; --evaluate measures it
+    TF_CONFIG=... python a3c_pong.py       be one of several machines' processes (see the README)
     python a3c_pong.py --help              every setting
 
 It prints a line for each game and leaves the curve, scores.csv and reward.png, and checkpoints to
@@ -1106,7 +1107,8 @@ class ChiefRun(MemberRun):
                     self.look_at_limits()
 
     def _add_episode(self, T, *game):
-        if not self.stopped_because or not self.settings.until_score:
+        # those that have ended after the game that reached --until-score could take it back
+        if not self.stopped_because or self.settings.until_score is None:
             super()._add_episode(T, *game)
 
     def _begin_again(self):
@@ -1193,13 +1195,13 @@ def initial_arrays(seed, network, num_actions, settings):
     return arrays
 
 
-def build_member(member, run, actors, parameters, link):
+def build_member(run, actors):
     """The graph of one process of a cluster, a local copy for each of its workers; the workers."""
     method = METHODS[run.settings.method]
     network, workers = type(method.__name__, (Replica, method), {}), []
     session = new_session()
     with tf.device("/cpu:0"):
-        theirs = types.SimpleNamespace(link=link, annealed=tf.placeholder(tf.float32, []))
+        theirs = types.SimpleNamespace(link=run.link, annealed=tf.placeholder(tf.float32, []))
         for name in actors:
             AC = network(name, session, actors.game.num_actions, run.settings, theirs)
             workers.append(RemoteWorker(name, AC, actors, run))
@@ -1228,7 +1230,7 @@ def lead(member, settings, actors, folder, kept, notices, resumed):
             go_on(run, folder, kept, restore)
     cluster.attended(lambda: run.begin_when_possible(begins, about), link)
     run.saw(about["agent_steps"], link.incarnation)
-    workers = build_member(member, run, actors, parameters, link)
+    workers = build_member(run, actors)
     run.start_collecting()
     return run, workers, ChiefSnapshots(run)
 
@@ -1256,7 +1258,7 @@ def work_for_chief(member, given, signals):
         run = MemberRun(settings, None)
         run.link = cluster.Link(member, parameters, make_callable, run.coordinator.should_stop)
         run.link.settings = chiefs
-        workers = build_member(member, run, actors, parameters, run.link)
+        workers = build_member(run, actors)
         signals.starting = False
         names = ", ".join(actors)
         print(f"{member.task()} trains with {names}; games and curve are the chief's", flush=True)
@@ -1366,9 +1368,9 @@ def cluster_member(given):
 
 def serve_cluster(member, given, signals):
     """Be a parameter server or a worker process; the exit status."""
-    load_tensorflow()
-    cluster.start_server(member, tf)
     try:
+        load_tensorflow()
+        cluster.start_server(member, tf)
         if member.job == "ps":
             return cluster.serve(member, make_callable, signals)
         status, again = work_for_chief(member, given, signals)

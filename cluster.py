@@ -19,6 +19,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from typing import NamedTuple
 
 import numpy as np
@@ -588,15 +589,18 @@ def serve(cluster, make_callable, signals):
 
 @contextlib.contextmanager
 def leaving():
-    """End the process with a SystemExit's status, at once where TensorFlow's server runs.
+    """End the process as an exception says, at once where TensorFlow's server runs.
 
     It cannot be shut down, and threads may be waiting for an answer that never comes.
     """
     try:
         yield
-    except SystemExit as end:
+    except BaseException as end:
         if tf is None:
             raise
+        status = end.code if isinstance(end, SystemExit) else 1
+        if not isinstance(end, SystemExit):
+            traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(end.code or 0)
+        os._exit(status or 0)

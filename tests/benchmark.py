@@ -363,7 +363,7 @@ def cluster():
             statistics.median(getattr(run, name) for run in runs)
             for name in ("steps_per_second", "bytes_per_update", "cpu_per_update")
         )
-        print(f"{n} processes {speed:,.0f} steps/s, {n} threads {statistics.median(alone):,.0f}; ")
+        print(f"{n} processes {speed:,.0f} steps/s, {n} threads {statistics.median(alone):,.0f}")
         print(f"  an update: {size / 1e6:.2f} MB on the wire, of 20 MB dense ({20e6 / size:.0f} "
               f"times less), {1e6 * cpu:.0f} us of the parameter server's CPU: a core of it "
               f"feeds {1 / cpu:,.0f} updates/s, 1 Gbit/s {125e6 / (size / 2):,.0f}")  # fmt: skip
