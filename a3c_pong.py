@@ -8,6 +8,7 @@ of the network and changes the global one without waiting for the others.
     python a3c_pong.py --max-minutes 20    the same, for 20 minutes
     python a3c_pong.py --resume RUN        go on with the run in that folder
     python a3c_pong.py --play runs/NAME    show what a run has learned; --evaluate measures it
+    TF_CONFIG=... python a3c_pong.py       be one of several machines' processes (see the README)
     python a3c_pong.py --help              every setting
 
 It prints a line for each game and leaves the curve, scores.csv and reward.png, and checkpoints to
@@ -17,12 +18,14 @@ go on from, in runs/<time>.
 import contextlib
 import dataclasses
 import functools
+import json
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
+import types
 from typing import Any, NamedTuple
 
 import matplotlib.figure
@@ -30,6 +33,7 @@ import numpy as np
 import rich.console
 
 import checkpoints
+import cluster
 import pong_actor
 import watch
 from checkpoints import Episode
@@ -44,7 +48,7 @@ from display import (
     duration,
 )
 from preprocessing import INPUT_SIZE
-from settings import CHANGEABLE, Settings, fail, option, parse_settings, resumed_settings
+from settings import CHANGEABLE, Settings, fail, option, parse_settings, resumed_settings, shown
 
 tf = None  # tensorflow.compat.v1, once `load_tensorflow` has run
 
@@ -80,8 +84,10 @@ def new_session():
     return tf.Session(config=tf.ConfigProto(**one_thread))
 
 
-def make_callable(session, fetches, feeds):
+def make_callable(session, fetches, feeds, seconds=None):
     """A part of the graph as a function: values of feeds in, list of fetched tensors out.
+
+    seconds: for a session on other machines, when to give up waiting for an answer.
 
     It runs on the calling thread and costs 10 us a call, where `Session.run` costs 100 and more.
     The way there is private to TensorFlow (Keras used it for years); where it is missing, the
@@ -99,7 +105,10 @@ def make_callable(session, fetches, feeds):
         fetch=[tensor.name for tensor in tensors],
         target=[operation.name for operation in operations],
     )
-    options.run_options.inter_op_thread_pool = -1  # the calling thread
+    if seconds:
+        options.run_options.timeout_in_ms = 1000 * seconds
+    else:
+        options.run_options.inter_op_thread_pool = -1  # the calling thread
     return session._make_callable_from_options(options)
 
 
@@ -179,7 +188,6 @@ class Network:
 
     def _build_sync(self, session):
         """Push, local gradients applied to the global network, and pull, the copy back."""
-        theirs, groups = self.globalAC, self.globalAC.net.params
         # a rollout's steps, and one more for the state after it, which counts for nothing: a slice
         # here costs another one in the gradient
         self.a_his = tf.placeholder(tf.int32, [None], "action")  # [T + 1]
@@ -199,6 +207,14 @@ class Network:
                    for name, terms in losses.items()} | self.figures()  # fmt: skip
         self.measured = {name: tf.reduce_mean(figure[:-1]) for name, figure in figures.items()}
         self.measured["gradient_norm"] = tf.linalg.global_norm([kernel_grad, *grads])
+        annealed = self.globalAC.annealed
+        feeds = [self.rows, self.s, self.a_his, rewards, weights, each, annealed]
+        self._build_traffic(session, feeds, kernel_grad, grads)
+
+    def _build_traffic(self, session, feeds, kernel_grad, grads):
+        """Functions that push the gradients of what is fed, and pull."""
+        theirs, groups = self.globalAC, self.globalAC.net.params
+        params = [variable for group in self.net.params.values() for variable in group]
         push = theirs.kernel_train.apply_gradients(kernel_grad, self.rows)
         for name, group in groups.items():
             mine, grads = grads[: len(group)], grads[len(group) :]
@@ -209,7 +225,6 @@ class Network:
         pull = [tf.scatter_update(self.net.kernel, self.rows, kernel_rows).op]
         pull += [mine.assign(copy).op for mine, copy in zip(params, copies)]
 
-        feeds = [self.rows, self.s, self.a_his, rewards, weights, each, theirs.annealed]
         self._push = make_callable(session, push, feeds)
         self._push_and_measure = make_callable(session, [*self.measured.values(), *push], feeds)
         self._pull = make_callable(session, [kernel_rows, *copies[:3], *pull], [self.rows])
@@ -224,19 +239,24 @@ class Network:
             annealed: 0 to 1, how much of their way learning rates (to 0) and beta have gone.
             measured: dict to write the update's losses and the like to, for TensorBoard.
         """
-        row_log, steps = self.globalAC.row_log, len(rollout.actions)
+        row_log = self.globalAC.row_log
         row_log.begin_update(rollout.rows, self._catch_up)
-        states = rollout.states.astype(self.DTYPE)
-        actions = np.append(rollout.actions, np.int32(rollout.next_action))
-        padded = [np.zeros((steps + 1, n), self.DTYPE) for n in (1, steps + 1, 1)]
-        padded[0][:-1, 0], padded[1][:-1, 1:] = rewards, weights
-        padded[2][:-1] = 1 if self.sums() else 1 / steps
-        fed = rollout.rows, states, actions, *padded, np.float32(annealed)
+        fed = self._fed(rollout, rewards, weights, annealed)
         if measured is None:
             self._push(*fed)
         else:
             measured.update(zip(self.measured, map(float, self._push_and_measure(*fed))))
         row_log.end_update(rollout.rows)
+
+    def _fed(self, rollout, rewards, weights, annealed):
+        """The values that a push is fed."""
+        steps = len(rollout.actions)
+        states = rollout.states.astype(self.DTYPE)
+        actions = np.append(rollout.actions, np.int32(rollout.next_action))
+        padded = [np.zeros((steps + 1, n), self.DTYPE) for n in (1, steps + 1, 1)]
+        padded[0][:-1, 0], padded[1][:-1, 1:] = rewards, weights
+        padded[2][:-1] = 1 if self.sums() else 1 / steps
+        return rollout.rows, states, actions, *padded, np.float32(annealed)
 
     def pull_global(self, policy):
         """Copy what has changed in the global network since the last pull.
@@ -340,11 +360,12 @@ class QNetwork(Network):
     def _build_global(self, session):
         super()._build_global(session)
         with tf.variable_scope("target") as self.target_scope:
-            target = Network._build_net(self)
+            self.target = target = Network._build_net(self)
         pairs = [(target.kernel, self.net.kernel)]
         pairs += zip(target.params["q_network"], self.net.params["q_network"])
         copy = [theirs.assign(mine.read_value()).op for theirs, mine in pairs]
-        self.refresh_target = make_callable(session, copy, [])
+        if session:  # else it is on parameter servers, which see to that
+            self.refresh_target = make_callable(session, copy, [])
 
     def target_q(self):
         """The target network's Q for each state and action, [T + 1, actions]."""
@@ -400,6 +421,87 @@ class NStepQ(QNetwork):
     """R = r_t + gamma r_{t+1} + ... + gamma^n max_a Q(s_{t+n}, a; target)."""
 
     lambda_ = 1
+
+
+class Replica:
+    """Before a method's class: a local copy whose global network is on parameter servers.
+
+    `update_global` takes the gradients only. They go out with the counts of the rollout, in the
+    one call of `exchange`, which brings back what has changed.
+    """
+
+    def _build_traffic(self, session, feeds, kernel_grad, grads):
+        gradients = [kernel_grad, *grads]
+        self._gradients = make_callable(session, gradients, feeds)
+        self._measure = make_callable(session, [*self.measured.values(), *gradients], feeds)
+        copies, fed = [], []
+        for net in [self.net, self.target] if hasattr(self, "target") else [self.net]:
+            rows = tf.placeholder(tf.int32, [None])
+            kernel_rows = tf.placeholder(self.DTYPE, [None, net.kernel.shape[1]])
+            copies.append(tf.scatter_update(net.kernel, rows, kernel_rows).op)
+            params = [variable for group in net.params.values() for variable in group]
+            values = [tf.placeholder(self.DTYPE, variable.shape) for variable in params]
+            copies += [mine.assign(value).op for mine, value in zip(params, values)]
+            fed += [rows, kernel_rows, *values]
+        self._copy = make_callable(session, copies, fed)
+        self.link, self.incarnation = self.globalAC.link, 0
+
+    def target_q(self):
+        """The target network's Q for each state and action, by a copy of its own."""
+        with tf.variable_scope("target"):
+            self.target = Network._build_net(self)
+        return self.target.outputs["q_network"]
+
+    def update_global(self, rollout, rewards, weights, annealed=0.0, measured=None):
+        fed = self._fed(rollout, rewards, weights, annealed)
+        if measured is None:
+            gradients = self._gradients(*fed)
+        else:
+            figures = self._measure(*fed)
+            measured.update(zip(self.measured, map(float, figures)))
+            gradients = figures[len(self.measured) :]
+        self.pushed = rollout.rows, *gradients, np.float32(annealed)
+
+    def exchange(self, policy, steps, game):
+        """Push, count, and pull; T, or None where the cluster has lost the rollout.
+
+        Args:
+            policy: as for `pull_global`.
+            steps: of the rollout.
+            game: None, or the (worker, score, reward) of one that ended with it.
+        """
+        records = [[field] for field in game] if game else ([], [], [])
+        kinds = object, np.int64, np.float64
+        ended = (np.array(record, kind) for record, kind in zip(records, kinds))
+        fed = *self.pushed, np.int64(steps), *ended, np.int64(self.pulled_at - 1)
+        answer = self.link.exchange(np.int64(self.incarnation), *fed)
+        if answer is None:
+            self.pull_global(policy)
+            return None
+        T, _, *pulled = answer
+        self._take(pulled, policy)
+        return int(T)
+
+    def pull_global(self, policy):
+        """The same as a method's own, but that it waits until somebody is there to answer."""
+        while True:
+            if self.link.incarnation != self.incarnation:
+                self.incarnation, self.pulled_at = self.link.incarnation, 0
+            if self.link.over():
+                return
+            if self.incarnation:
+                with contextlib.suppress(cluster.Lost, cluster.Held):
+                    return self._take(self.link.call("pull", np.int64(self.pulled_at - 1)), policy)
+            self.link.wait_until_going()
+
+    def _take(self, pulled, policy):
+        updates, *values = pulled
+        self.pulled_at = updates + 1  # 0 is for a pull of every row
+        self._copy(*values)
+        rows, kernel_rows, *params = values
+        policy.kernel[rows] = kernel_rows[:, :POLICY_UNITS]
+        for array, value in zip(policy[1:], params):
+            array[...] = value
 
 
 # the paper's distribution of the epsilons that threads end with
@@ -627,7 +729,6 @@ class Worker:
         self.AC.update_global(rollout, *returns, self.run.annealed(), measured)
         if measured:
             self.run.add_measured(measured)
-        self.AC.pull_global(self.actor.policy)
         return buffer_r
 
     def _count(self, rollout, buffer_r):
@@ -639,6 +740,11 @@ class Worker:
         if rollout.terminal or rollout.truncated:
             game = self.name, self.score, self.ep_r
             self.score = self.ep_r = 0
+        self._share(steps, game)
+
+    def _share(self, steps, game):
+        """What the other workers are to know, and to be known of them."""
+        self.AC.pull_global(self.actor.policy)
         T = self.run.count(steps, game)
         self.AC.at_steps(T - steps, T)
 
@@ -758,15 +864,18 @@ class Run:
         with self.lock:
             self.agent_steps += steps
             T = self.agent_steps
-            if game and len(self.episodes) < self.settings.max_episodes:
-                worker, score, reward = game
-                last = self.episodes[-1] if self.episodes else None
-                running_score = moving(last and last.running_score, score)
-                running_reward = moving(last and last.running_reward, reward)
-                where = len(self.episodes), worker, self.agent_steps, self.seconds()
-                self.episodes.append(Episode(*where, score, reward, running_score, running_reward))
+            if game:
+                self._add_episode(T, *game)
             self.look_at_limits()  # before another game can take the running score back
             return T
+
+    def _add_episode(self, T, worker, score, reward):
+        if len(self.episodes) < self.settings.max_episodes:
+            last = self.episodes[-1] if self.episodes else None
+            running_score = moving(last and last.running_score, score)
+            running_reward = moving(last and last.running_reward, reward)
+            where = len(self.episodes), worker, T, self.seconds()
+            self.episodes.append(Episode(*where, score, reward, running_score, running_reward))
 
     def look_at_limits(self):
         """Stop where one is used up."""
@@ -786,6 +895,9 @@ class Run:
         if settings.until_score is not None and self.episodes:
             reached = self.episodes[-1].running_score >= settings.until_score
             yield float(reached), f"running score {settings.until_score:g} reached"
+
+    def attend(self, folder, display):
+        """What the main thread is to do now and then, besides showing and saving."""
 
     def stop(self, reason):
         """Ask all workers to stop after the rollout they are at."""
@@ -883,7 +995,7 @@ def misfit(method, arrays, about):
     return None
 
 
-def restore(session, run, workers, arrays, about):
+def restore(session, workers, run, arrays, about):
     """Go on from a checkpoint that fits."""
     initializers = {name: v.initializer for name, v in global_variables().items()}
     values = {operation.inputs[1]: arrays[name] for name, operation in initializers.items()}
@@ -916,6 +1028,288 @@ def keep(snapshot, run, actors, folder):
     return folder.write_checkpoint(arrays, about)
 
 
+# ---------------------------------------------------------------------------------------- a cluster
+
+# What a member of a cluster does in another way than a process that trains alone.
+
+
+class RemoteWorker(Worker):
+    """A worker whose global network, T and games are on parameter servers."""
+
+    def _share(self, steps, game):
+        T = self.AC.exchange(self.actor.policy, steps, game)
+        self.run.saw(T, self.AC.incarnation)
+
+
+class MemberRun(Run):
+    """What the workers of one process of a cluster share."""
+
+    def __init__(self, settings, link):
+        super().__init__(settings)
+        self.link, self.incarnation = link, 0
+
+    def saw(self, T, incarnation):
+        """Told of T, which does not go back but with another incarnation of the weights."""
+        with self.lock:
+            if incarnation != self.incarnation:
+                self.incarnation, self.agent_steps = incarnation, 0
+            self.agent_steps = max(self.agent_steps, T or 0)
+        if self.link.other_run:
+            self.stop("the chief has begun another run: starting again with its settings")
+        elif self.link.ended and not self.stopped_because:
+            self.stop(f"the chief has ended the run: {self.link.ended}")
+
+    def measuring_is_due(self):
+        """The chief alone measures."""
+        return False
+
+
+class ChiefRun(MemberRun):
+    """The chief's: it begins the run on the parameter servers, and keeps its curve and weights.
+
+    A thread of its own fetches T and the games that have ended, and where the parameter servers
+    have lost the run, brings them back to the last checkpoint.
+    """
+
+    COLLECTED_EVERY = 0.25  # seconds
+
+    measuring_is_due = Run.measuring_is_due
+
+    def begin(self, arrays, about):
+        """Put weights and counts on the parameter servers, and let the workers begin.
+
+        arrays, about: as a checkpoint has them. Raises cluster.Lost.
+        """
+        self.kept = arrays, about
+        link, settings = self.link, dataclasses.asdict(self.settings)
+        for name in CHANGEABLE + ("run_dir",):  # no worker's concern
+            settings.pop(name)
+        begin = dict(T=about["agent_steps"], T_max=self.settings.max_steps or 2**62)
+        begin.update(joined=about.get("joined", 0), settings=json.dumps(settings))
+        link.call("halt")
+        link.call("begin", *link.board.beginning(begin, arrays, about["updates"]))
+        incarnation = time.time_ns()
+        link.call("go", np.int64(incarnation))
+        link.settings, link.incarnation = link.call("settings")[0], incarnation
+
+    def begin_when_possible(self, *kept):
+        """The same, however long it takes."""
+        while not self.coordinator.should_stop():
+            try:
+                return self.begin(*kept)
+            except (cluster.Lost, cluster.Held):
+                time.sleep(0.2)
+
+    def start_collecting(self):
+        self.cut_to, self.collected, self.collecting = None, threading.Event(), threading.Lock()
+        self.collector = threading.Thread(target=self._collect_all, daemon=True)
+        self.collector.start()
+
+    def stop_collecting(self):
+        self.collected.set()
+        self.collector.join()
+
+    def _collect_all(self):
+        with self.coordinator.stop_on_exception():
+            while not self.collected.wait(self.COLLECTED_EVERY):
+                try:
+                    self.collect()
+                except (cluster.Lost, cluster.Held):
+                    with contextlib.suppress(cluster.Lost, cluster.Held):
+                        if self.link.state()[0] != self.link.incarnation:
+                            self._begin_again()
+
+    def collect(self):
+        """Number the games that have ended. Raises cluster.Lost, cluster.Held."""
+        with self.collecting:  # or the games of two calls might be numbered out of order
+            incarnation = self.link.incarnation
+            T, *games = self.link.call("collect", np.int64(incarnation))
+            self.saw(int(T), incarnation)
+            with self.lock:
+                for T, worker, score, reward in zip(*games):
+                    self._add_episode(int(T), worker.decode(), int(score), float(reward))
+                    self.look_at_limits()
+
+    def _add_episode(self, T, *game):
+        # those that have ended after the game that reached --until-score could take it back
+        if not self.stopped_because or self.settings.until_score is None:
+            super()._add_episode(T, *game)
+
+    def _begin_again(self):
+        """Go back to the last checkpoint, the curve too."""
+        arrays, about = self.kept
+        self.begin(arrays, about)
+        with self.lock:
+            self.cut_to = about["games"]
+            del self.episodes[self.cut_to :]
+            back = f"{about['games']:,} games, {about['agent_steps']:,} steps"
+            self.notices.append(
+                f"the parameter server begins again with the last checkpoint: {back}"
+            )
+
+    def attend(self, folder, display):
+        """Say whom the run waits for; cut the files back where the run was."""
+        self.notices.extend(self.link.notices())
+        if self.cut_to is not None:
+            display.games, self.cut_to = self.cut_to, None
+            folder.cut_back(self.episodes, self.agent_steps)
+
+
+class ChiefSnapshots:
+    """What makes a checkpoint of a cluster's run: of a moment between two updates.
+
+    Games that are being played are not in it: who goes on with it begins new ones.
+    """
+
+    SECONDS = 10  # that a parameter server may take to answer
+
+    def __init__(self, run):
+        self.run = run
+
+    def take(self):
+        """The (arrays, about) of a checkpoint, or None where there is no answer in time."""
+        return self._within_seconds(self._take)
+
+    def take_last(self):
+        """The same, and the end of the run for the whole cluster."""
+        return self._within_seconds(self._take_last)
+
+    def _within_seconds(self, work):
+        done = []
+        thread = threading.Thread(target=lambda: done.append(work()), daemon=True)
+        thread.start()
+        thread.join(self.SECONDS)
+        return done[0] if done else None
+
+    def _take_last(self):
+        run = self.run
+        run.stop_collecting()
+        with contextlib.suppress(cluster.Lost, cluster.Held):
+            run.link.call("end", run.stopped_because)
+            return self._take()
+
+    def _take(self):
+        run, board = self.run, self.run.link.board
+        with contextlib.suppress(cluster.Lost, cluster.Held):
+            incarnation, T, updates, joined, touched_by, *values = run.link.call("snapshot")
+            if incarnation != run.link.incarnation:
+                return None
+            run.collect()  # the games up to then
+            arrays = dict(zip(board.arrays, values))
+            arrays["row_log/touched_by"] = touched_by
+            with run.lock:
+                games = sum(e.agent_steps <= int(T) for e in run.episodes)
+            about = dict(updates=int(updates), agent_steps=int(T), joined=int(joined))
+            about.update(games=games, seconds=run.seconds(), workers={})
+            run.kept = dict(arrays), dict(about)
+            return arrays, about
+
+
+def initial_arrays(seed, network, num_actions, settings):
+    """What the global network starts with: the arrays that a checkpoint of it has."""
+    with tf.Graph().as_default(), tf.device("/cpu:0"):
+        tf.set_random_seed(seed)
+        session = new_session()
+        globalAC = network("globalnet", session, num_actions, settings)
+        AC = network("W_0", session, num_actions, settings, globalAC)  # makes the optimizers' too
+        session.run(tf.global_variables_initializer())
+        AC.at_steps(-1, 0)
+        arrays = session.run(global_variables())
+        arrays["row_log/touched_by"] = globalAC.row_log.touched_by
+    return arrays
+
+
+def build_member(run, actors):
+    """The graph of one process of a cluster, a local copy for each of its workers; the workers."""
+    method = METHODS[run.settings.method]
+    network, workers = type(method.__name__, (Replica, method), {}), []
+    session = new_session()
+    with tf.device("/cpu:0"):
+        theirs = types.SimpleNamespace(link=run.link, annealed=tf.placeholder(tf.float32, []))
+        for name in actors:
+            AC = network(name, session, actors.game.num_actions, run.settings, theirs)
+            workers.append(RemoteWorker(name, AC, actors, run))
+        session.run(tf.global_variables_initializer())
+    return workers
+
+
+def lead(member, settings, actors, folder, kept, notices, resumed):
+    """Begin or go on with a cluster's run, as its chief: (its run, workers, snapshots)."""
+    run = ChiefRun(settings, None)
+    run.notices = notices
+    method = METHODS[settings.method]
+    parameters = cluster.Parameters(method, actors.game.num_actions, settings, member)
+    run.link = link = cluster.Link(member, parameters, make_callable, run.coordinator.should_stop)
+    begins = initial_arrays(actors.seed, method, actors.game.num_actions, settings)
+    about = dict(agent_steps=0, updates=0, games=0, joined=0)
+    if resumed:
+
+        def restore(run, arrays, checkpoint):
+            nonlocal begins, about
+            begins, about = arrays, checkpoint
+            run.episodes = checkpoints.curve_of(arrays)
+            run.agent_steps, run.seconds_before = about["agent_steps"], about["seconds"]
+
+        with parameters.graph.as_default():
+            go_on(run, folder, kept, restore)
+    cluster.attended(lambda: run.begin_when_possible(begins, about), link)
+    run.saw(about["agent_steps"], link.incarnation)
+    workers = build_member(run, actors)
+    run.start_collecting()
+    return run, workers, ChiefSnapshots(run)
+
+
+def work_for_chief(member, given, signals):
+    """Be a worker process of a cluster: (the exit status, whether to begin again)."""
+    joined, chiefs = cluster.join(member, make_callable)
+    known, actors = json.loads(chiefs), None
+    settings = dataclasses.replace(Settings(**known), workers=given.get("workers"), render="never")
+    for name, value in given.items():
+        if name in known and value != known[name]:
+            line = f"{option(name)} is the chief's to say: it is {shown(known[name])}"
+            print(f"{line}, not {shown(value)}", flush=True)
+    try:
+        game = pong_actor.game(settings.env_id)
+        sizes = settings.steps_per_update, settings.frames, POLICY_UNITS
+        actors = pong_actor.Actors(
+            game, settings.seed, sizes, METHODS[settings.method].CHOOSES_AHEAD
+        )
+        actors.started = joined * 10_000  # other games than any process before it has played
+        start_actors(actors, settings, member.first_worker())
+        parameters = cluster.Parameters(
+            METHODS[settings.method], game.num_actions, settings, member
+        )
+        run = MemberRun(settings, None)
+        run.link = cluster.Link(member, parameters, make_callable, run.coordinator.should_stop)
+        run.link.settings = chiefs
+        workers = build_member(run, actors)
+        signals.starting = False
+        names = ", ".join(actors)
+        print(f"{member.task()} trains with {names}; games and curve are the chief's", flush=True)
+        train_for_chief(run, workers, actors, signals)
+    finally:
+        if actors:
+            actors.close()
+    return signals.status(), run.link.other_run
+
+
+def train_for_chief(run, workers, actors, signals):
+    """Run a worker process' threads until the chief ends the run, or a signal comes."""
+    threads, told = start_later(workers), 0
+    for thread in threads:
+        thread.start()
+    while not run.coordinator.wait_for_stop(0.25):
+        if signals:
+            run.stop(f"{signals.name()}: this worker leaves, the others go on")
+        run.notices.extend(run.link.notices())
+        for line in run.notices[told:]:
+            print(line, flush=True)
+        told = len(run.notices)
+    stop_workers(threads, actors)
+    run.coordinator.join([t for t in threads if not t.is_alive()])
+    print(run.stopped_because, flush=True)
+
+
 # --------------------------------------------------------------------------------------------- main
 
 
@@ -928,6 +1322,9 @@ def main(arguments=None):
     if command.play is not None or command.evaluate is not None:
         return watch_run(command, given, signals)
     actors = folder = None
+    member = cluster_member(given)
+    if member and member.job != "chief":
+        return serve_cluster(member, given, signals)
     try:
         try:
             if command.resume:
@@ -953,12 +1350,17 @@ def main(arguments=None):
         except OSError as error:
             fail(f"cannot write to {error.filename}: {error.strerror}")
         load_tensorflow()  # takes seconds, while the actors start
-        run, session = Run(settings), new_session()
-        run.notices = notices
-        workers = build(session, run, actors)
-        if command.resume:
-            go_on(session, run, workers, folder, kept)
-        snapshots = Snapshots(session, run, workers)
+        if member:
+            cluster.start_server(member, tf)
+            about_run = folder, kept, notices, command.resume
+            run, workers, snapshots = lead(member, settings, actors, *about_run)
+        else:
+            run, session = Run(settings), new_session()
+            run.notices = notices
+            workers = build(session, run, actors)
+            if command.resume:
+                go_on(run, folder, kept, functools.partial(restore, session, workers))
+            snapshots = Snapshots(session, run, workers)
         signals.starting = False
         return train(run, workers, actors, folder, snapshots, in_window, signals)
     except KeyboardInterrupt:  # a signal during start-up
@@ -971,6 +1373,38 @@ def main(arguments=None):
     finally:
         if actors:
             actors.close()
+
+
+def cluster_member(given):
+    """What TF_CONFIG makes of this process, a `cluster.Cluster`, or None where it is not set."""
+    text = os.environ.get("TF_CONFIG")
+    if not text:
+        return None
+    try:
+        member = cluster.described(text)
+        cluster.check_port(member)
+        if (given.get("workers") or multiprocessing.cpu_count()) > cluster.WORKERS_EACH:
+            raise ValueError(f"a process of a cluster has at most {cluster.WORKERS_EACH} --workers")
+    except ValueError as error:
+        fail(error)
+    return member
+
+
+def serve_cluster(member, given, signals):
+    """Be a parameter server or a worker process; the exit status."""
+    try:
+        load_tensorflow()
+        cluster.start_server(member, tf)
+        if member.job == "ps":
+            return cluster.serve(member, make_callable, signals)
+        status, again = work_for_chief(member, given, signals)
+    except KeyboardInterrupt:
+        return signals.status()
+    except pong_actor.ActorsKeepDying as error:
+        fail(error, status=1)
+    if again and not signals:
+        os.execv(sys.executable, sys.orig_argv)
+    return status
 
 
 def resume(path, given, notices):
@@ -992,8 +1426,11 @@ def resume(path, given, notices):
     return folder, settings, kept
 
 
-def go_on(session, run, workers, folder, kept):
-    """Bring the run to where its newest checkpoint that fits was taken, its files too."""
+def go_on(run, folder, kept, restore):
+    """Bring the run to where its newest checkpoint that fits was taken, its files too.
+
+    restore: called with run, arrays and about.
+    """
     path = None
     if kept:
         fits = functools.partial(misfit, run.settings.method)
@@ -1004,7 +1441,7 @@ def go_on(session, run, workers, folder, kept):
                 fail(error)
             run.notices.extend(kept[3])
         path, arrays, about, _ = kept
-        restore(session, run, workers, arrays, about)
+        restore(run, arrays, about)
         played = f"{about['games']:,} games, {about['agent_steps']:,} steps"
         run.notices.append(f"going on from {path}: {played} in {duration(about['seconds'])}")
     folder.go_on(path, dataclasses.asdict(run.settings), run.episodes, run.agent_steps)
@@ -1056,13 +1493,21 @@ class Signals(list):
         if self.starting:
             raise KeyboardInterrupt
 
+    def name(self):
+        """The first one's, as the user knows it."""
+        name = signal.Signals(self[0]).name
+        return "Ctrl-C" if name == "SIGINT" else name
+
     def status(self):
         """The exit status they make: 130 for Ctrl-C, as shells have it, else 0."""
         return 130 if self[:1] == [signal.SIGINT] else 0
 
 
-def start_actors(actors, settings):
-    """Start an actor for each worker, W_0's in a window if wanted and possible; whether it is."""
+def start_actors(actors, settings, first=0):
+    """Start an actor for each worker, W_0's in a window if wanted and possible; whether it is.
+
+    first: the first worker's number.
+    """
     screen = "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
     in_window = settings.render == "window" or (settings.render == "auto" and screen)
     workers = settings.workers or multiprocessing.cpu_count()
@@ -1076,7 +1521,7 @@ def start_actors(actors, settings):
             in_window, actors.started = False, actors.started - 1  # as if it had not been tried
     # In a window W_0 plays 60 frames a second and learns little, so that there is one worker more.
     for number in range(in_window, workers + in_window):
-        actors.start(f"W_{number}")
+        actors.start(f"W_{first + number}")
     return in_window
 
 
@@ -1105,7 +1550,7 @@ def train(run, workers, actors, folder, snapshots, in_window, signals):
     display = new_display(console, run, workers[0], in_window)
     if window and not window.figure:
         console.print("no window for the plot: Matplotlib finds no toolkit, such as python3-tk")
-    threads = [threading.Thread(target=worker.work, name=worker.name) for worker in workers]
+    threads = start_later(workers)
     run.start()
     folder.begin_events(tf.Event, run.agent_steps, len(run.episodes))
     autosave, saved = 60 * run.settings.autosave_minutes, time.monotonic()
@@ -1116,10 +1561,10 @@ def train(run, workers, actors, folder, snapshots, in_window, signals):
         try:
             while not run.coordinator.wait_for_stop(display.PERIOD):
                 if signals:
-                    name = signal.Signals(signals[0]).name
-                    run.stop("Ctrl-C" if name == "SIGINT" else name)
+                    run.stop(signals.name())
                     break
                 run.look_at_limits()
+                run.attend(folder, display)
                 display.refresh()
                 folder.write(run.episodes, run.take_measured())
                 if time.monotonic() - saved > autosave:
@@ -1134,9 +1579,9 @@ def train(run, workers, actors, folder, snapshots, in_window, signals):
             taken = snapshots.take_last()
             actors.close()
             folder.write(run.episodes, run.take_measured(), plot_now=True)
-            kept = keep(taken, run, actors, folder)
+            kept = taken and keep(taken, run, actors, folder)
             display.refresh()
-    run.coordinator.join(threads)  # raises what a worker has raised
+    run.coordinator.join([t for t in threads if not t.is_alive()])  # raises what one has raised
     played = f"{len(run.episodes):,} games, {run.agent_steps:,} steps in {duration(run.seconds())}"
     console.print(f"{run.stopped_because}: {played}; curve in {folder.path}/reward.png")
     status = signals.status()
@@ -1160,16 +1605,25 @@ def new_display(console, run, worker, in_window):
     return TerminalDisplay(console, run, worker.clip)
 
 
+def start_later(workers):
+    """A thread for each worker, which does not keep the process from ending."""
+    return [threading.Thread(target=w.work, name=w.name, daemon=True) for w in workers]
+
+
 def stop_workers(threads, actors):
-    """Wait for the threads to end their rollouts; cut off what takes more than a second."""
+    """Wait for the threads to end their rollouts; cut off what takes more than a second.
+
+    One that waits for an answer from another machine is left where it is.
+    """
     deadline = time.monotonic() + 1
     for thread in threads:
         thread.join(max(0, deadline - time.monotonic()))
     for thread in threads:
         if thread.is_alive():
             actors[thread.name].close()
-        thread.join()
+        thread.join(5)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with cluster.leaving():
+        sys.exit(main())

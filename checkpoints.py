@@ -376,6 +376,12 @@ class RunFolder:
         """Begin an `EventFile`, which takes the same arguments."""
         self.events = EventFile(self.path / "events", *figures)
 
+    def cut_back(self, episodes, agent_steps):
+        """Go on from an earlier moment of the same run, when there were these games and steps."""
+        self.begin_events(self.events.Event, agent_steps, len(episodes))
+        self.length = None
+        self.write(episodes)
+
     def write(self, episodes, measured=(), plot_now=False):
         """Append what is new to scores.csv and the events, and now and then draw reward.png.
 

@@ -5,6 +5,7 @@ agent steps, of 2 to 4 emulator frames each.
 """
 
 import csv
+import json
 import os
 import pathlib
 import pty
@@ -20,13 +21,15 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import numpy as np  # noqa: E402
+import test_cluster  # noqa: E402
 
 import a3c_pong  # noqa: E402
+import checkpoints  # noqa: E402
 import pong_actor  # noqa: E402
 import preprocessing  # noqa: E402
 
 CORES = len(os.sched_getaffinity(0))
-ROUNDS, SECONDS = 3, 20
+ROUNDS, SECONDS = int(os.environ.get("ROUNDS", 3)), 20
 
 
 def bare(processes, seconds=SECONDS):
@@ -295,7 +298,79 @@ def resuming():
     print(f"a rollout played, and all kept again, {statistics.median(seconds):.1f} s after start")
 
 
+class ClusterTraining:
+    """A run of a cluster on this machine: a ps, a chief and workers, of a thread each."""
+
+    SETTLED = 15  # seconds until all have joined
+
+    def __init__(self, processes, seconds=SECONDS):
+        ports = [test_cluster.free_port() for _ in range(processes + 1)]
+        ps, chief, *workers = (f"127.0.0.1:{port}" for port in ports)
+        addresses = dict(ps=[ps], chief=[chief], worker=workers)
+        minutes = str((self.SETTLED + seconds) / 60)
+        with tempfile.TemporaryDirectory() as folder:
+            started = [self.start(addresses, "ps", 0)]
+            options = ["--run-dir", f"{folder}/run", "--max-minutes", minutes, "--seed", "1"]
+            started.append(self.start(addresses, "chief", 0, *options))
+            started += [self.start(addresses, "worker", k) for k in range(len(workers))]
+            samples = []  # (time, CPU seconds of the ps, bytes through the loopback so far)
+            while started[1].poll() is None:
+                time.sleep(0.5)
+                samples.append((time.perf_counter(), cpu_seconds(started[0].pid), through_lo()))
+            for process in started:
+                process.wait(60)
+            with open(f"{folder}/run/scores.csv") as file:
+                rows = [(float(r["seconds"]), int(r["agent_steps"])) for r in csv.DictReader(file)]
+            _, _, about, _ = checkpoints.load_newest(f"{folder}/run")
+        rows = [row for row in rows if row[0] > self.SETTLED]
+        self.steps_per_second = (rows[-1][1] - rows[0][1]) / (rows[-1][0] - rows[0][0])
+        updates_per_second = self.steps_per_second * about["updates"] / about["agent_steps"]
+        end = len(samples) - 6  # the last checkpoint is not in it
+        (t0, cpu0, bytes0), (t1, cpu1, bytes1) = samples[end - seconds], samples[end]
+        self.bytes_per_update = (bytes1 - bytes0) / (t1 - t0) / updates_per_second
+        self.cpu_per_update = (cpu1 - cpu0) / (t1 - t0) / updates_per_second
+
+    @staticmethod
+    def start(addresses, job, index, *options):
+        config = json.dumps(dict(cluster=addresses, task=dict(type=job, index=index)))
+        command = [sys.executable, ROOT / "a3c_pong.py", "--workers", "1", "--render", "never"]
+        environment = dict(os.environ, TF_CONFIG=config)
+        return subprocess.Popen(
+            [*command, *options], env=environment, stdout=subprocess.DEVNULL, cwd=ROOT
+        )
+
+
+def cpu_seconds(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def through_lo():
+    with open("/proc/net/dev") as file:
+        return next(int(line.split()[1]) for line in file if line.strip().startswith("lo:"))
+
+
+def cluster():
+    """Worker processes on a parameter server against threads in one process; bytes, ps' CPU."""
+    for n in 1, 2, 3:
+        rounds = []
+        for _ in range(ROUNDS):
+            alone = Training(SECONDS, "--workers", str(n)).steps_per_second
+            rounds.append((ClusterTraining(n), alone))
+        runs, alone = zip(*rounds)
+        speed, size, cpu = (
+            statistics.median(getattr(run, name) for run in runs)
+            for name in ("steps_per_second", "bytes_per_update", "cpu_per_update")
+        )
+        print(f"{n} processes {speed:,.0f} steps/s, {n} threads {statistics.median(alone):,.0f}")
+        print(f"  an update: {size / 1e6:.2f} MB on the wire, of 20 MB dense ({20e6 / size:.0f} "
+              f"times less), {1e6 * cpu:.0f} us of the parameter server's CPU: a core of it "
+              f"feeds {1 / cpu:,.0f} updates/s, 1 Gbit/s {125e6 / (size / 2):,.0f}")  # fmt: skip
+
+
 PARTS = dict(
+    cluster=cluster,
     throughput=throughput,
     workers=workers,
     methods=methods,

@@ -20,9 +20,9 @@ def start(tmp_path):
     """start(option, ...) starts the script; all its processes are gone when the test is over."""
     programs = []
 
-    def start(*options, program=(str(ROOT / "a3c_pong.py"),), **variables):
+    def start(*options, program=(str(ROOT / "a3c_pong.py"),), command=(), **variables):
         folder = tmp_path / f"run{len(programs)}"
-        programs.append(Program(folder, options, program, variables))
+        programs.append(Program(folder, options, program, variables, command))
         return programs[-1]
 
     yield start

@@ -35,7 +35,8 @@ def wait_until(holds, seconds=START_UP):
 class Program:
     """The script's process in a folder of its own, with what it has written."""
 
-    def __init__(self, folder, options, program, variables):
+    def __init__(self, folder, options, program, variables, command=()):
+        """command: what runs a program elsewhere, such as in a network namespace."""
         self.folder = folder
         folder.mkdir()
         environment = {name: value for name, value in os.environ.items()
@@ -46,7 +47,7 @@ class Program:
             options = ["--run-dir", str(folder / "run"), *options]
         with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
             self.process = subprocess.Popen(
-                [sys.executable, *program, *options],
+                [*command, sys.executable, *program, *options],
                 cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
             )  # fmt: skip
 

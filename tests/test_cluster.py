@@ -1,0 +1,442 @@
+"""A run over several processes and hosts: the real script, its real servers, real kills."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from program import ROOT, wait_until
+from test_resume import newest, rows_of
+
+import cluster
+
+EXACT = "--workers", "1", "--seed", "5", "--render", "never"
+
+
+# ---------------------------------------------------------------------------------------- TF_CONFIG
+
+
+def config(job="ps", index=0, **jobs):
+    jobs = dict(ps=["h:1"], chief=["h:2"], worker=["h:3", "h:4"]) | jobs
+    return json.dumps(dict(cluster=jobs, task=dict(type=job, index=index)))
+
+
+def test_a_description_is_read():
+    member = cluster.described(config("worker", 1, ps=["[::1]:2222", "host:1"]))
+    assert member.job == "worker" and member.index == 1 and member.first_worker() == 200
+    assert member.where("ps", 0) == "/job:ps/task:0 at [::1]:2222"
+    assert cluster.split_address("[::1]:2222") == ("::1", 2222)
+    assert cluster.described(config("chief")).first_worker() == 0
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("{", "is not JSON"),
+        ("[]", "must be like"),
+        ('{"cluster": {}}', "must be like"),
+        ('{"cluster": 1, "task": {}}', "must be like"),
+        (config(ps=[]), "needs a ps"),
+        (config(chief=[]), "needs one chief, not 0"),
+        (config(chief=["h:5", "h:6"]), "needs one chief, not 2"),
+        (config(evaluator=["h:5"]), "not 'evaluator'"),
+        (config(worker="h:5"), "must be a list"),
+        (config(worker=["h"]), "HOST:PORT, not 'h'"),
+        (config(worker=["h:0"]), "HOST:PORT, not 'h:0'"),
+        (config(worker=["h:65536"]), "HOST:PORT, not 'h:65536'"),
+        (config(worker=[":5"]), "HOST:PORT, not ':5'"),
+        (config(worker=["h:http"]), "HOST:PORT, not 'h:http'"),
+        (config(worker=[5]), "HOST:PORT, not 5"),
+        (config(worker=["h:1"]), "h:1 is there twice"),
+        (config("master"), "not 'master'"),
+        (config("worker", 2), "no worker 2: there are 2, numbered from 0"),
+        (config("worker", -1), "no worker -1"),
+        (config("worker", "0"), "not '0'"),
+        (config("worker", True), "not True"),
+        (config("worker", None), "not None"),
+    ],
+)
+def test_a_wrong_description_gets_one_line_that_says_what_is_wrong(text, words):
+    with pytest.raises(ValueError) as error:
+        cluster.described(text)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value) and str(error.value).startswith("TF_CONFIG")
+
+
+def test_the_script_says_it_on_one_line_with_status_2(start):
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        runs = {
+            start(TF_CONFIG="{"): "TF_CONFIG is not JSON",
+            start(TF_CONFIG=config(ps=[f"h:{port}"])): f"port {port} of this machine: it is in use",
+            start("--workers", "101", TF_CONFIG=config("chief")): "at most 100 --workers",
+        }
+        for run, words in runs.items():
+            assert run.wait() == 2
+            assert run.err.count("\n") == 1 and words in run.err
+            assert run.out == "" and not (run.folder / "run").exists()
+
+
+# ----------------------------------------------------------------------------------- on one machine
+
+
+class Cluster:
+    """Processes of the script that make a cluster; `start` is the fixture."""
+
+    def __init__(self, start, hosts=None, workers=2):
+        """hosts: job and index -> (address, command to run a program there); None: loopback."""
+        self.start, self.hosts = start, hosts
+        tasks = [("ps", 0), ("chief", 0), *(("worker", k) for k in range(workers))]
+        self.addresses = {"ps": [], "chief": [], "worker": []}
+        self.run = None
+        for job, index in tasks:
+            host = hosts[job, index][0] if hosts else "127.0.0.1"
+            self.addresses[job].append(f"{host}:{3000 if hosts else free_port()}")
+
+    def __call__(self, job, index=0, *options):
+        """Start a task; a `Program`."""
+        text = config(job, index, **self.addresses)
+        program = (str(ROOT / "a3c_pong.py"),)
+        command = self.hosts[job, index][1] if self.hosts else ()
+        started = self.start(*options, program=program, command=command, TF_CONFIG=text)
+        if job == "chief" and not self.run:
+            self.run = started.folder / "run"
+        return started
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def games_of(*programs):
+    return sum(len(program.games()) for program in programs)
+
+
+def assert_quiet(*programs):
+    for program in programs:
+        assert program.err == ""
+
+
+@pytest.mark.slow
+def test_four_processes_train_to_the_last_game_and_end_together(start):
+    cluster = Cluster(start)
+    late = "--gamma", "0.5"
+    options = "--max-episodes", "20", "--workers", "1", "--render", "never", "--seed", "3"
+    workers = [
+        cluster("worker", 0, "--workers", "2"),
+        cluster("worker", 1, "--workers", "1", *late),
+    ]
+    chief, ps = cluster("chief", 0, *options), cluster("ps")
+    assert chief.wait(120) == 0
+    assert [program.wait(30) for program in (*workers, ps)] == [0, 0, 0]
+    assert_quiet(chief, ps, *workers)
+
+    rows = rows_of(cluster.run)  # numbered from 0, T rising strictly
+    assert len(rows) == 20
+    assert chief.played()[:2] == ("20 games played", 20)
+    names = {row["worker"] for row in rows}
+    assert names <= {"W_0", "W_100", "W_101", "W_200"} and len(names) > 1
+    assert [game[:2] for game in chief.games()] == [(r["worker"], r["episode"]) for r in rows]
+    arrays, about = newest(cluster.run)
+    assert about["games"] == 20 and about["agent_steps"] >= int(rows[-1]["agent_steps"])
+    assert arrays["row_log/touched_by"].max() == about["updates"]
+    settings = json.loads((cluster.run / "config.json").read_text())["settings"]
+    assert settings["gamma"] == 0.9  # the chief's, whatever a worker was told
+    assert "--gamma is the chief's to say: it is 0.9, not 0.5" in workers[1].out
+    assert "trains with W_100, W_101" in workers[0].out
+    for program in (*workers, ps):
+        assert "the chief has ended the run: 20 games played" in program.out
+        assert not program.games()
+    assert all(program.no_actor_is_left(5) for program in (chief, *workers))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--max-steps", "3000"],
+        ["--method", "one-step-sarsa", "--frames", "2", "--target-steps", "700",
+         "--epsilon-frames", "9000", "--anneal-steps", "9000", "--max-steps", "2400"],
+    ],
+    ids=["a3c", "one-step-sarsa"],
+)  # fmt: skip
+def test_one_worker_has_the_numbers_of_a_run_alone_bit_for_bit(start, options):
+    cluster = Cluster(start, workers=0)
+    ps, chief = cluster("ps"), cluster("chief", 0, *EXACT, *options)
+    alone = start(*EXACT, *options)
+    assert chief.wait(120) == alone.wait(120) == 0
+    assert_quiet(chief, alone)
+    (arrays, about), (expected, about_alone) = newest(cluster.run), newest(alone.folder / "run")
+    assert about["updates"] == about_alone["updates"] > 100
+    assert expected.keys() - arrays.keys() == {"actor/W_0"}
+    assert any("RMSProp" in name for name in arrays) and "globalnet/mean_square" in arrays
+    for name in arrays.keys() - {"curve/seconds"}:
+        assert np.array_equal(arrays[name], expected[name]), name
+    assert chief.games() == alone.games() and chief.games()
+    assert ps.wait(30) == 0
+
+
+@pytest.mark.slow
+def test_several_parameter_servers_hold_the_same_numbers(start):
+    cluster = Cluster(start, workers=0)
+    cluster.addresses["ps"].append(f"127.0.0.1:{free_port()}")
+    servers = [cluster("ps", 0), cluster("ps", 1)]
+    chief, alone = (
+        cluster("chief", 0, *EXACT, "--max-steps", "600"),
+        start(*EXACT, "--max-steps", "600"),
+    )
+    assert chief.wait(120) == alone.wait(120) == 0
+    arrays, expected = newest(cluster.run)[0], newest(alone.folder / "run")[0]
+    for name in arrays.keys() - {"curve/seconds"}:
+        assert np.array_equal(arrays[name], expected[name]), name
+    assert [ps.wait(30) for ps in servers] == [0, 0]
+    assert_quiet(chief, *servers)
+
+
+@pytest.mark.slow
+def test_a_workers_death_its_return_and_its_ctrl_c_are_nobody_elses_concern(start):
+    cluster = Cluster(start, workers=2)
+    ps, chief = cluster("ps"), cluster("chief", 0, "--workers", "1", "--render", "never")
+    workers = [cluster("worker", k, "--workers", "1") for k in (0, 1)]
+    plays = lambda name: any(game[0] == name for game in chief.games())
+    assert wait_until(lambda: plays("W_100") and plays("W_200"), 120)
+    workers[0].process.kill()
+    assert workers[0].no_actor_is_left(10)
+    workers[1].signal(signal.SIGINT)
+    assert workers[1].wait(20) == 130
+    assert "Ctrl-C: this worker leaves, the others go on" in workers[1].out
+    before = games_of(chief)
+    assert wait_until(lambda: games_of(chief) > before + 1)
+    back = cluster("worker", 0, "--workers", "1")
+    before = len([game for game in chief.games() if game[0] == "W_100"])
+    again = lambda: len([game for game in chief.games() if game[0] == "W_100"]) > before
+    assert wait_until(again, 120)
+    chief.signal(signal.SIGINT)
+    assert chief.wait(30) == 130 and back.wait(20) == 0 and ps.wait(20) == 0
+    assert chief.played()[0] == "Ctrl-C"
+    rows_of(cluster.run)
+    assert_quiet(ps, chief, *workers, back)
+
+
+@pytest.mark.slow
+def test_a_parameter_server_that_returns_from_a_kill_gets_the_last_checkpoint(start):
+    cluster = Cluster(start, workers=1)
+    options = "--workers", "1", "--render", "never", "--autosave-minutes", "0.1", "--seed", "1"
+    ps, chief = cluster("ps"), cluster("chief", 0, *options)
+    worker = cluster("worker", 0, "--workers", "1")
+    assert wait_until(lambda: games_of(chief) >= 3, 120)
+    assert wait_until(lambda: newest_steps(cluster.run) > 0)
+    ps.process.kill()
+    waits = f"waiting for /job:ps/task:0 at {cluster.addresses['ps'][0]}"
+    assert wait_until(lambda: waits in chief.out and waits in worker.out)
+    kept = newest(cluster.run)[1]
+    before = games_of(chief)
+    time.sleep(1)
+    assert games_of(chief) == before and chief.process.poll() is worker.process.poll() is None
+    ps = cluster("ps")
+    back = f"last checkpoint: {kept['games']:,} games, {kept['agent_steps']:,} steps"
+    assert wait_until(lambda: back in chief.out, 90)
+    assert wait_until(lambda: games_of(chief) >= before + 3, 120)
+    assert chief.out.count(waits) == worker.out.count(waits) == 1
+    chief.signal(signal.SIGTERM)
+    assert chief.wait(30) == worker.wait(20) == ps.wait(20) == 0
+    rows = rows_of(cluster.run)
+    assert len(rows) == kept["games"] + games_of(chief) - before
+    assert {game[0] for game in chief.games()[before:]} == {"W_0", "W_100"}
+    assert_quiet(ps, chief, worker)
+
+
+@pytest.mark.slow
+def test_a_chief_that_returns_from_a_kill_goes_on_from_its_last_checkpoint(start):
+    cluster = Cluster(start, workers=1)
+    options = "--workers", "1", "--render", "never", "--autosave-minutes", "0.1", "--seed", "1"
+    ps, chief = cluster("ps"), cluster("chief", 0, *options)
+    worker = cluster("worker", 0, "--workers", "1")
+    assert wait_until(lambda: games_of(chief) >= 2 and newest_steps(cluster.run) > 0, 120)
+    chief.process.kill()
+    kept = newest(cluster.run)[1]
+    waits = f"waiting for /job:chief/task:0 at {cluster.addresses['chief'][0]}"
+    assert wait_until(lambda: waits in worker.out and waits in ps.out)
+    limit = str(kept["games"] + 4)
+    again = cluster("chief", 0, "--resume", str(cluster.run), "--max-episodes", limit)
+    assert again.wait(120) == worker.wait(20) == ps.wait(20) == 0
+    assert "going on from" in again.out and "going on" in worker.out
+    rows = rows_of(cluster.run)
+    assert len(rows) == int(limit)
+    assert {game[0] for game in again.games()} == {"W_0", "W_100"}
+    assert_quiet(ps, again, worker)
+
+
+@pytest.mark.slow
+def test_another_run_of_the_chiefs_is_the_workers_too(start):
+    cluster = Cluster(start, workers=1)
+    ps, chief = cluster("ps"), cluster("chief", 0, "--workers", "1", "--render", "never")
+    worker = cluster("worker", 0, "--workers", "1")
+    assert wait_until(lambda: "trains with" in worker.out, 90)
+    chief.process.kill()
+    options = "--method", "n-step-q", "--max-episodes", "25", "--workers", "1", "--render", "never"
+    other = cluster("chief", 0, *options)
+    assert other.wait(120) == worker.wait(30) == ps.wait(20) == 0
+    assert "starting again with its settings" in worker.out
+    assert {row["worker"] for row in other.rows()} == {"W_0", "W_100"} and len(other.rows()) == 25
+    assert_quiet(ps, other, worker)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_a_cluster_and_alone_again(start):
+    alone = start(*EXACT, "--max-steps", "1000")
+    assert alone.wait() == 0
+    run, cluster = str(alone.folder / "run"), Cluster(start, workers=0)
+    ps = cluster("ps")
+    chief = cluster("chief", 0, "--resume", run, "--workers", "1", "--max-steps", "2500")
+    assert chief.wait(90) == ps.wait(30) == 0
+    assert newest(alone.folder / "run")[1]["agent_steps"] == 2500
+    again = start("--resume", run, "--max-steps", "3000")
+    assert again.wait() == 0
+    assert_quiet(alone, chief, ps, again)
+    about = newest(alone.folder / "run")[1]
+    assert about["agent_steps"] == 3000 and about["updates"] >= 150
+    assert len(rows_of(alone.folder / "run")) == about["games"] > 0
+
+
+@pytest.mark.slow
+def test_a_chief_that_cannot_reach_its_parameter_server_says_what_is_lost(start):
+    cluster = Cluster(start, workers=0)
+    ps, chief = cluster("ps"), cluster("chief", 0, "--workers", "1", "--render", "never")
+    assert wait_until(lambda: games_of(chief) > 0, 90)
+    ps.process.kill()
+    assert wait_until(lambda: "waiting for /job:ps/task:0" in chief.out)
+    chief.signal(signal.SIGTERM)
+    assert chief.wait(40) == 1
+    assert chief.err.count("\n") == 1 and "the last checkpoint could not be written" in chief.err
+    assert len(rows_of(cluster.run)) == games_of(chief)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_those_who_wait_for_others(start):
+    cluster = Cluster(start, workers=1)
+    waiting = cluster("worker"), cluster("chief", 0, "--workers", "1"), cluster("ps")
+    waiting[2].process.kill()
+    for program in waiting[:2]:
+        assert wait_until(lambda: "waiting for /job:ps/task:0 at" in program.out)  # noqa: B023
+        program.signal(signal.SIGINT)
+        assert program.wait(10) == 130
+        assert program.err == "" and program.no_actor_is_left(5)
+    assert not cluster.run.exists()  # the run has not begun
+
+
+def newest_steps(run):
+    return max((int(path.name[5:-4]) for path in run.glob("checkpoints/step-*")), default=-1)
+
+
+# ------------------------------------------------------------------------------ on several machines
+
+
+def ip(*arguments):
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+class Network:
+    """Hosts, network namespaces each with an address of its own, on one bridge."""
+
+    def __init__(self, names):
+        self.mark = f"a3c{os.getpid()}"
+        self.names = names
+        self.bridge = f"{self.mark}-switch"
+
+    def open(self):
+        ip("netns", "add", self.bridge)
+        ip("-n", self.bridge, "link", "add", "switch", "type", "bridge")
+        ip("-n", self.bridge, "link", "set", "switch", "up")
+        for number, name in enumerate(self.names):
+            host, port = self.host(name), f"port{number}"
+            ip("netns", "add", host)
+            ip("-n", host, "link", "add", "eth0", "type", "veth", "peer", "name", port,
+               "netns", self.bridge)  # fmt: skip
+            ip("-n", self.bridge, "link", "set", port, "master", "switch", "up")
+            ip("-n", host, "address", "add", f"{self.address(name)}/24", "dev", "eth0")
+            ip("-n", host, "link", "set", "eth0", "up")
+            ip("-n", host, "link", "set", "lo", "up")
+
+    def host(self, name):
+        return f"{self.mark}-{name}"
+
+    def address(self, name):
+        return f"10.66.0.{self.names.index(name) + 1}"
+
+    def on(self, name):
+        """(address, what runs a command on that host)."""
+        return self.address(name), ("ip", "netns", "exec", self.host(name))
+
+    def cable(self, name, state):
+        """Plug a host's cable in ("up") or out ("down"), at the switch."""
+        port = f"port{self.names.index(name)}"
+        ip("-n", self.bridge, "link", "set", port, state)
+
+    def bytes_at(self, name):
+        """(received, sent) by a host so far."""
+        command = [*self.on(name)[1], "cat", "/proc/net/dev"]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        fields = re.search(r"eth0:(.*)", text)[1].split()
+        return int(fields[0]), int(fields[8])
+
+    def close(self):
+        for name in [*map(self.host, self.names), self.bridge]:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+
+
+@pytest.fixture
+def network():
+    if not shutil.which("ip"):
+        pytest.skip("not installed: ip, of iproute2")
+    network = Network(["ps", "chief", "worker"])
+    try:
+        try:
+            network.open()
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
+        yield network
+    finally:
+        network.close()
+
+
+@pytest.mark.slow
+def test_hosts_with_a_link_cut_for_10_seconds_go_on_and_rows_are_all_that_crosses(start, network):
+    hosts = {(name, 0): network.on(name) for name in network.names}
+    cluster = Cluster(start, hosts, workers=1)
+    ps = cluster("ps")
+    chief = cluster("chief", 0, "--workers", "1", "--render", "never", "--seed", "2")
+    worker = cluster("worker", 0, "--workers", "1")
+    plays = lambda name: [game for game in chief.games() if game[0] == name]
+    assert wait_until(lambda: plays("W_0") and plays("W_100"), 120)
+
+    network.cable("worker", "down")
+    time.sleep(5)
+    before = len(plays("W_0")), len(plays("W_100"))
+    waits = f"waiting for /job:ps/task:0 at {network.address('ps')}:3000"
+    assert wait_until(lambda: waits in worker.out, 5)
+    assert wait_until(lambda: len(plays("W_0")) > before[0])  # is not held up
+    time.sleep(3)
+    assert len(plays("W_100")) == before[1]
+    network.cable("worker", "up")
+    assert wait_until(lambda: len(plays("W_100")) > before[1], 90)
+
+    received, sent = network.bytes_at("worker")
+    games = len(plays("W_100"))
+    assert wait_until(lambda: len(plays("W_100")) >= games + 3, 90)
+    bytes_after = network.bytes_at("worker")
+    chief.signal(signal.SIGINT)
+    assert chief.wait(30) == 130 and worker.wait(20) == ps.wait(20) == 0
+    assert_quiet(ps, chief, worker)
+    rows = rows_of(cluster.run)
+    # of the worker's 3 games some 1,000 steps each are 150 updates, of 10 MB each way when dense
+    both_ways = sum(bytes_after) - received - sent
+    assert 0 < both_ways < 150 * 20e6 / 10
+    assert {row["worker"] for row in rows} == {"W_0", "W_100"}
