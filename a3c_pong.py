@@ -194,6 +194,7 @@ class Network:
         rewards = tf.placeholder(self.DTYPE, [None, 1], "rewards")  # [T + 1, 1]
         weights = tf.placeholder(self.DTYPE, [None, None], "weights")  # [T + 1, T + 1]
         each = tf.placeholder(self.DTYPE, [None, 1], "each")  # [T + 1, 1]: of a step in the loss
+        self.beta = tf.placeholder(self.DTYPE, [], "beta")
         self.v_target = rewards + weights @ tf.stop_gradient(self.bootstrap_values())
         losses = self._build_losses()
         params = [variable for group in self.net.params.values() for variable in group]
@@ -207,8 +208,8 @@ class Network:
                    for name, terms in losses.items()} | self.figures()  # fmt: skip
         self.measured = {name: tf.reduce_mean(figure[:-1]) for name, figure in figures.items()}
         self.measured["gradient_norm"] = tf.linalg.global_norm([kernel_grad, *grads])
-        annealed = self.globalAC.annealed
-        feeds = [self.rows, self.s, self.a_his, rewards, weights, each, annealed]
+        returns = [rewards, weights, each, self.beta]
+        feeds = [self.rows, self.s, self.a_his, *returns, self.globalAC.annealed]
         self._build_traffic(session, feeds, kernel_grad, grads)
 
     def _build_traffic(self, session, feeds, kernel_grad, grads):
@@ -230,25 +231,26 @@ class Network:
         self._pull = make_callable(session, [kernel_rows, *copies[:3], *pull], [self.rows])
         self._catch_up = theirs.kernel_train.catch_up(session)
 
-    def update_global(self, rollout, rewards, weights, annealed=0.0, measured=None):
+    def update_global(self, rollout, rewards, weights, annealed=0.0, beta=None, measured=None):
         """Apply the local gradients of one rollout to the global network.
 
         Args:
             rollout: a `pong_actor.Rollout`.
             rewards, weights: [T] and [T, T], its returns as `lambda_returns` gives them.
-            annealed: 0 to 1, how much of their way learning rates (to 0) and beta have gone.
+            annealed: 0 to 1, how much of their way to 0 the learning rates have gone.
+            beta: the entropy's weight; None: the setting's.
             measured: dict to write the update's losses and the like to, for TensorBoard.
         """
         row_log = self.globalAC.row_log
         row_log.begin_update(rollout.rows, self._catch_up)
-        fed = self._fed(rollout, rewards, weights, annealed)
+        fed = self._fed(rollout, rewards, weights, annealed, beta)
         if measured is None:
             self._push(*fed)
         else:
             measured.update(zip(self.measured, map(float, self._push_and_measure(*fed))))
         row_log.end_update(rollout.rows)
 
-    def _fed(self, rollout, rewards, weights, annealed):
+    def _fed(self, rollout, rewards, weights, annealed, beta):
         """The values that a push is fed."""
         steps = len(rollout.actions)
         states = rollout.states.astype(self.DTYPE)
@@ -256,7 +258,8 @@ class Network:
         padded = [np.zeros((steps + 1, n), self.DTYPE) for n in (1, steps + 1, 1)]
         padded[0][:-1, 0], padded[1][:-1, 1:] = rewards, weights
         padded[2][:-1] = 1 if self.sums() else 1 / steps
-        return rollout.rows, states, actions, *padded, np.float32(annealed)
+        beta = np.asarray(self.settings.beta if beta is None else beta, self.DTYPE)
+        return rollout.rows, states, actions, *padded, beta, np.float32(annealed)
 
     def pull_global(self, policy):
         """Copy what has changed in the global network since the last pull.
@@ -326,7 +329,6 @@ class ActorCriticNetwork(Network):
 
     def _build_losses(self):
         """The chapter's losses: td ** 2, and -(log_prob * td + beta * entropy)."""
-        settings = self.settings
         td = self.v_target - self.v  # temporal difference error [T + 1, 1]
         # the chapter's log(softmax) is -inf at probability 0, its gradient NaN; this is neither
         minus_log_prob = tf.expand_dims(tf.nn.sparse_softmax_cross_entropy_with_logits(
@@ -334,11 +336,8 @@ class ActorCriticNetwork(Network):
         ), 1)  # [T + 1, 1]  # fmt: skip
         ones = tf.ones([self.num_actions, 1], self.DTYPE)
         self.entropy = -(self.a_prob * tf.log(self.a_prob + 1e-5)) @ ones  # [T + 1, 1]
-        beta = settings.beta
-        if settings.beta_end is not None:
-            beta += (settings.beta_end - beta) * tf.cast(self.globalAC.annealed, self.DTYPE)
         return {
-            "policy_loss": [(minus_log_prob, tf.stop_gradient(td)), (self.entropy, -beta)],
+            "policy_loss": [(minus_log_prob, tf.stop_gradient(td)), (self.entropy, -self.beta)],
             "value_loss": [(tf.square(td), 1)],
         }
 
@@ -452,8 +451,8 @@ class Replica:
             self.target = Network._build_net(self)
         return self.target.outputs["q_network"]
 
-    def update_global(self, rollout, rewards, weights, annealed=0.0, measured=None):
-        fed = self._fed(rollout, rewards, weights, annealed)
+    def update_global(self, rollout, rewards, weights, annealed=0.0, beta=None, measured=None):
+        fed = self._fed(rollout, rewards, weights, annealed, beta)
         if measured is None:
             gradients = self._gradients(*fed)
         else:
@@ -726,7 +725,8 @@ class Worker:
         ends[-1] = ends[-1] or rollout.terminal
         returns = lambda_returns(buffer_r, ends, settings.gamma, self.AC.lambda_)
         measured = {} if self.run.measuring_is_due() else None
-        self.AC.update_global(rollout, *returns, self.run.annealed(), measured)
+        annealed, beta = self.run.annealed(), self.run.beta()
+        self.AC.update_global(rollout, *returns, annealed, beta, measured)
         if measured:
             self.run.add_measured(measured)
         return buffer_r
@@ -852,9 +852,17 @@ class Run:
             return measured
 
     def annealed(self):
-        """How much of their way the annealed settings have gone, 0 to 1."""
+        """How much of their way to 0 the learning rates have gone, 0 to 1."""
         steps = self.settings.anneal_steps
         return min(1, self.agent_steps / steps) if steps else 0
+
+    def beta(self):
+        """The entropy's weight by now."""
+        settings = self.settings
+        if not settings.beta_steps:
+            return settings.beta
+        gone = min(1, self.agent_steps / settings.beta_steps)
+        return settings.beta + gone * (settings.beta_end - settings.beta)
 
     def count(self, steps, game=None):
         """Count a worker's steps, and the (worker, score, reward) of a game they ended.

@@ -40,7 +40,10 @@ class Settings:
     )
     cut_at_points: bool = setting(False, "returns end where a point is scored [chapter: no]")
     beta: float = setting(0.0001, "weight of the policy's entropy in the actor's loss [chapter]")
-    beta_end: float | None = setting(None, "beta once annealed; none: beta does not change [ours]")
+    beta_end: float = setting(0.0, "what beta goes to in --beta-steps [ours]")
+    beta_steps: int | None = setting(
+        None, "agent steps in which beta goes there; none: it stays [ours]"
+    )
     lr_actor: float = setting(0.0001, "learning rate of the actor [chapter]")
     lr_critic: float = setting(0.0001, "learning rate of the critic [chapter]")
     lr_q: float = setting(0.0001, "learning rate of a Q-network [a3c's; paper: 0.0001 to 0.01]")
@@ -72,7 +75,7 @@ class Settings:
         """Raises ValueError, with one line for the user, where a value makes no sense."""
         must = {name: (lambda n: n >= 1, "at least 1") for name in
                 ("workers", "max_episodes", "max_steps", "steps_per_update", "frames",
-                 "anneal_steps", "target_steps", "epsilon_frames")}  # fmt: skip
+                 "beta_steps", "anneal_steps", "target_steps", "epsilon_frames")}  # fmt: skip
         must |= {name: (lambda x: 0 < x < math.inf, "a number above 0") for name in
                  ("max_minutes", "lr_actor", "lr_critic", "lr_q", "rmsprop_epsilon",
                   "autosave_minutes")}  # fmt: skip
@@ -94,9 +97,10 @@ PRESETS = {
     "chapter": {},
     # every point an episode of its own, and rollouts that hold the rally before it
     "rally": dict(
-        frames=2, steps_per_update=120, cut_at_points=True, lost_game_reward=None,
-        gamma=0.99, gae_lambda=0.95, loss="sum", rmsprop_decay=0.99, rmsprop_epsilon=0.01,
-        lr_actor=2e-3, lr_critic=4e-3, beta=0.006,
+        frames=2, steps_per_update=240, cut_at_points=True, lost_game_reward=None,
+        gamma=0.99, gae_lambda=0.95, loss="sum", rmsprop_decay=0.99, rmsprop_epsilon=0.001,
+        lr_actor=1.5e-3, lr_critic=3e-3, beta=0.006, beta_end=0.0005, beta_steps=8_000_000,
+        anneal_steps=16_000_000,
     ),
 }  # fmt: skip
 

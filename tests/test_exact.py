@@ -237,13 +237,18 @@ def test_annealing_takes_learning_rates_to_0_and_beta_to_its_end(tf, rollouts):
     """Half annealed is as good as half the learning rates, and beta half way."""
     half = dict(lr_actor=0.5e-4, lr_critic=1e-4, beta=0.3)
     full = dict(lr_actor=1e-4, lr_critic=2e-4, beta=0.5, beta_end=0.1)
+    full.update(beta_steps=1000, anneal_steps=2000)
     after = []
-    for settings, annealed in (half, 0.0), (full, 0.5), (full, 1.0), (full, 0.0):
-        sparse = Sparse(tf, 1, a3c_pong.Settings(**settings), double=True)
+    for settings, steps in (half, (0, 0)), (full, (500, 1000)), (full, (500, 2000)), (full, (0, 0)):
+        run = a3c_pong.Run(a3c_pong.Settings(**settings))
+        sparse = Sparse(tf, 1, run.settings, double=True)
+        run.agent_steps = steps[0]
+        beta = run.beta()
+        run.agent_steps = steps[1]
         rollout = rollouts[3]
         returns = a3c_pong.lambda_returns(rollout.rewards, ends(rollout), 0.9, 1.0)
         before = sparse.values(sparse.globalnet)
-        sparse.locals[0].update_global(rollout, *returns, annealed)
+        sparse.locals[0].update_global(rollout, *returns, run.annealed(), beta)
         after.append({k: v - before[k] for k, v in sparse.values(sparse.globalnet).items()})
     for name, expected in after[0].items():
         np.testing.assert_allclose(after[1][name], expected, rtol=1e-4, atol=1e-12)
