@@ -93,3 +93,18 @@ def test_it_learns_what_to_do_where(method):
     assert np.mean(earned[:20]) < 0.5
     assert np.mean(earned[-200:]) > 0.9
     assert abs(np.mean(values) - 2) < 0.25
+
+
+@pytest.mark.slow
+def test_the_preset_that_wins_learns_to_play(start):
+    """Its games from step 200,000 to 250,000.
+
+    Of seeds 1 to 10 the mean was between -19.3 and -14.3, none below the threshold; without the
+    policy's gradient it was -20.4, and with its sign turned round -21.0.
+    """
+    run = start("--preset", "rally", "--seed", "1", "--workers", "2", "--render", "never",
+                "--max-steps", "250000")  # fmt: skip
+    assert run.wait(600) == 0
+    scores = [int(row["score"]) for row in run.rows() if int(row["agent_steps"]) >= 200_000]
+    assert len(scores) > 10
+    assert np.mean(scores) > -19.7
