@@ -47,70 +47,9 @@ from display import (
     draw_curve,
     duration,
 )
+from graph import global_variables, load_tensorflow, make_callable, new_session, tf
 from preprocessing import INPUT_SIZE
 from settings import CHANGEABLE, Settings, fail, option, parse_settings, resumed_settings, shown
-
-tf = None  # tensorflow.compat.v1, once `load_tensorflow` has run
-
-# --------------------------------------------------------------------------------------- TensorFlow
-
-
-def load_tensorflow():
-    """Import TensorFlow as `tf`.
-
-    It takes seconds and talks on stderr before any log level counts, so it is done when the
-    settings are known to be good, and with that file descriptor pointing nowhere.
-    """
-    global tf
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # no gain on matrices of this size
-    sys.stderr.flush()
-    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        import tensorflow.compat.v1
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(nowhere)
-    tf = tensorflow.compat.v1
-    tf.logging.set_verbosity(tf.logging.ERROR)
-    tf.disable_eager_execution()
-
-
-def new_session():
-    """A session whose work is done by the threads that call it."""
-    one_thread = dict(intra_op_parallelism_threads=1, inter_op_parallelism_threads=1)
-    return tf.Session(config=tf.ConfigProto(**one_thread))
-
-
-def make_callable(session, fetches, feeds, seconds=None):
-    """A part of the graph as a function: values of feeds in, list of fetched tensors out.
-
-    seconds: for a session on other machines, when to give up waiting for an answer.
-
-    It runs on the calling thread and costs 10 us a call, where `Session.run` costs 100 and more.
-    The way there is private to TensorFlow (Keras used it for years); where it is missing, the
-    public way does the same, slower.
-    """
-    tensors = [fetch for fetch in fetches if isinstance(fetch, tf.Tensor)]
-    operations = [fetch for fetch in fetches if not isinstance(fetch, tf.Tensor)]
-    if not hasattr(session, "_make_callable_from_options"):
-        run = session.make_callable(tensors + operations, feeds)
-        return lambda *values: run(*values)[: len(tensors)]
-    from tensorflow.core.protobuf import config_pb2
-
-    options = config_pb2.CallableOptions(
-        feed=[tensor.name for tensor in feeds],
-        fetch=[tensor.name for tensor in tensors],
-        target=[operation.name for operation in operations],
-    )
-    if seconds:
-        options.run_options.timeout_in_ms = 1000 * seconds
-    else:
-        options.run_options.inter_op_thread_pool = -1  # the calling thread
-    return session._make_callable_from_options(options)
-
 
 # ----------------------------------------------------------------------------------------- networks
 
@@ -920,12 +859,6 @@ class Run:
 # it for a second at a time, and begins another one.
 
 
-def global_variables():
-    """Name -> variable: the weights, and the optimizers' numbers, which are named after them."""
-    every = {variable.op.name: variable for variable in tf.global_variables()}
-    return {name: variable for name, variable in every.items() if "globalnet/" in name}
-
-
 class Snapshots:
     """What makes a checkpoint of the run, for which it holds up the workers as briefly as it can.
 
@@ -1247,7 +1180,7 @@ def lead(member, settings, actors, folder, kept, notices, resumed):
     run.notices = notices
     method = METHODS[settings.method]
     parameters = cluster.Parameters(method, actors.game.num_actions, settings, member)
-    run.link = link = cluster.Link(member, parameters, make_callable, run.coordinator.should_stop)
+    run.link = link = cluster.Link(member, parameters, run.coordinator.should_stop)
     begins = initial_arrays(actors.seed, method, actors.game.num_actions, settings)
     about = dict(agent_steps=0, updates=0, games=0, joined=0)
     if resumed:
@@ -1269,7 +1202,7 @@ def lead(member, settings, actors, folder, kept, notices, resumed):
 
 def work_for_chief(member, given, signals):
     """Be a worker process of a cluster: (the exit status, whether to begin again)."""
-    joined, chiefs = cluster.join(member, make_callable)
+    joined, chiefs = cluster.join(member)
     known, actors = json.loads(chiefs), None
     settings = dataclasses.replace(Settings(**known), workers=given.get("workers"), render="never")
     for name, value in given.items():
@@ -1288,7 +1221,7 @@ def work_for_chief(member, given, signals):
             METHODS[settings.method], game.num_actions, settings, member
         )
         run = MemberRun(settings, None)
-        run.link = cluster.Link(member, parameters, make_callable, run.coordinator.should_stop)
+        run.link = cluster.Link(member, parameters, run.coordinator.should_stop)
         run.link.settings = chiefs
         workers = build_member(run, actors)
         signals.starting = False
@@ -1359,7 +1292,7 @@ def main(arguments=None):
             fail(f"cannot write to {error.filename}: {error.strerror}")
         load_tensorflow()  # takes seconds, while the actors start
         if member:
-            cluster.start_server(member, tf)
+            cluster.start_server(member)
             about_run = folder, kept, notices, command.resume
             run, workers, snapshots = lead(member, settings, actors, *about_run)
         else:
@@ -1402,9 +1335,9 @@ def serve_cluster(member, given, signals):
     """Be a parameter server or a worker process; the exit status."""
     try:
         load_tensorflow()
-        cluster.start_server(member, tf)
+        cluster.start_server(member)
         if member.job == "ps":
-            return cluster.serve(member, make_callable, signals)
+            return cluster.serve(member, signals)
         status, again = work_for_chief(member, given, signals)
     except KeyboardInterrupt:
         return signals.status()
