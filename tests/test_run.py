@@ -346,7 +346,7 @@ def test_importing_the_modules_does_nothing(start):
     code = """if True:
         import sys, threading
         import a3c_pong, checkpoints, cluster, display, graph, pong_actor, preprocessing
-        import settings, watch
+        import settings, training, watch
         assert "tensorflow" not in sys.modules
         assert threading.active_count() == 1"""
     run = start("--bogus", program=("-c", code))
