@@ -203,7 +203,7 @@ class Parameters(Board):
     def _build(self):
         with tf.device(self._place):
             self.net = self.network("globalnet", None, self.num_actions, self.run_settings)
-        self.params = [v for group in self.net.net.params.values() for v in group]
+        self.params = self.net.net.all_params()
         self.kernel, self.mean_square = self.net.net.kernel, self.net.kernel_train.mean_square
         self.target = getattr(self.net, "target", None)
         inputs = [int(self.kernel.shape[0])]
@@ -299,12 +299,8 @@ class Parameters(Board):
         missed = before - tf.gather(self.touched_by, rows)
         power = tf.pow(tf.constant(self.net.kernel_train.decay, tf.float64), tf.to_double(missed))
         factors = tf.cast(power, self.mean_square.dtype.base_dtype)[:, tf.newaxis]
-        decayed = tf.gather(self.mean_square, rows) * factors
-        with tf.control_dependencies([tf.scatter_update(self.mean_square, rows, decayed).op]):
-            push = self.net.kernel_train.apply_gradients(kernel_grad, rows)
-            for name, group in self.net.net.params.items():
-                mine, grads = grads[: len(group)], grads[len(group) :]
-                push.append(self.net.trains[name].apply_gradients(zip(mine, group)))
+        with tf.control_dependencies([self.net.kernel_train.decay_rows(rows, factors)]):
+            push = self.net.apply_gradients(kernel_grad, rows, grads)
         with tf.control_dependencies(push):
             return tf.no_op()
 
@@ -323,13 +319,10 @@ class Parameters(Board):
         ]
         with tf.control_dependencies([rows]):  # which were found by its old value
             copies.append(self.refreshed_at.assign(tf.where(due, updates, self.refreshed_at)).op)
-        for theirs, mine in zip(self._target_params(), self.params):
+        for theirs, mine in zip(self.target.all_params(), self.params):
             with tf.device(theirs.device):
                 copies.append(theirs.assign(tf.where(due, mine, theirs)).op)
         return copies
-
-    def _target_params(self):
-        return [v for group in self.target.params.values() for v in group] if self.target else []
 
     def _build_pull(self, since):
         """Fetches: updates so far, rows changed since that many, their values, the params.
@@ -341,7 +334,7 @@ class Parameters(Board):
         with tf.control_dependencies([now]):
             logs = [(self.touched_by, self.kernel, self.params)]
             if self.target:
-                logs += [(self.refreshed_by, self.target.kernel, self._target_params())]
+                logs += [(self.refreshed_by, self.target.kernel, self.target.all_params())]
             for log, kernel, params in logs:
                 rows = tf.to_int32(tf.where(log.read_value() > since)[:, 0])
                 with tf.control_dependencies([rows]):

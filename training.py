@@ -93,6 +93,11 @@ class Run:
         self.last_measured = self.agent_steps, self.seconds()
         self.measure_at = self.seconds() + 1
 
+    def restore(self, arrays, about):
+        """Go on with a checkpoint's curve and counts."""
+        self.episodes = checkpoints.curve_of(arrays)
+        self.agent_steps, self.seconds_before = about["agent_steps"], about["seconds"]
+
     def seconds(self):
         """Seconds of training so far."""
         return self.seconds_before + time.monotonic() - self.started
@@ -273,8 +278,7 @@ def restore(session, workers, run, arrays, about):
     session.run(list(initializers.values()), values)
     row_log = workers[0].AC.globalAC.row_log
     row_log.touched_by[:], row_log.updates = arrays["row_log/touched_by"], about["updates"]
-    run.episodes = checkpoints.curve_of(arrays)
-    run.agent_steps, run.seconds_before = about["agent_steps"], about["seconds"]
+    run.restore(arrays, about)
     then, now = about["versions"]["ale-py"], checkpoints.versions()["ale-py"]
     if then != now:
         run.notices.append(f"ale-py was {then} and is {now}: every worker begins a new game")
@@ -321,7 +325,7 @@ def resume(path, given, notices):
 def go_on(run, folder, kept, restore):
     """Bring the run to where its newest checkpoint that fits was taken, its files too.
 
-    restore: called with run, arrays and about.
+    restore: called with arrays and about.
     """
     path = None
     if kept:
@@ -333,7 +337,7 @@ def go_on(run, folder, kept, restore):
                 fail(error)
             run.notices.extend(kept[3])
         path, arrays, about, _ = kept
-        restore(run, arrays, about)
+        restore(arrays, about)
         played = f"{about['games']:,} games, {about['agent_steps']:,} steps"
         run.notices.append(f"going on from {path}: {played} in {duration(about['seconds'])}")
     folder.go_on(path, dataclasses.asdict(run.settings), run.episodes, run.agent_steps)
