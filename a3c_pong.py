@@ -15,17 +15,14 @@ It prints a line for each game and leaves the curve, scores.csv and reward.png, 
 go on from, in runs/<time>.
 """
 
-import contextlib
 import dataclasses
 import functools
-import json
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
-import types
 from typing import Any, NamedTuple
 
 import matplotlib.figure
@@ -34,83 +31,26 @@ import rich.console
 
 import checkpoints
 import cluster
+import members
 import pong_actor
 import watch
-from checkpoints import Episode
-from display import (
-    Clip,
-    Display,
-    RewardWindow,
-    TerminalDisplay,
-    TerminalView,
-    draw_comparison,
-    draw_curve,
-    duration,
-)
+from display import RewardWindow, draw_comparison, draw_curve, duration, new_display
+from graph import load_tensorflow, make_callable, new_session, tf
 from preprocessing import INPUT_SIZE
-from settings import CHANGEABLE, Settings, fail, option, parse_settings, resumed_settings, shown
-
-tf = None  # tensorflow.compat.v1, once `load_tensorflow` has run
-
-# --------------------------------------------------------------------------------------- TensorFlow
-
-
-def load_tensorflow():
-    """Import TensorFlow as `tf`.
-
-    It takes seconds and talks on stderr before any log level counts, so it is done when the
-    settings are known to be good, and with that file descriptor pointing nowhere.
-    """
-    global tf
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # no gain on matrices of this size
-    sys.stderr.flush()
-    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        import tensorflow.compat.v1
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(nowhere)
-    tf = tensorflow.compat.v1
-    tf.logging.set_verbosity(tf.logging.ERROR)
-    tf.disable_eager_execution()
-
-
-def new_session():
-    """A session whose work is done by the threads that call it."""
-    one_thread = dict(intra_op_parallelism_threads=1, inter_op_parallelism_threads=1)
-    return tf.Session(config=tf.ConfigProto(**one_thread))
-
-
-def make_callable(session, fetches, feeds, seconds=None):
-    """A part of the graph as a function: values of feeds in, list of fetched tensors out.
-
-    seconds: for a session on other machines, when to give up waiting for an answer.
-
-    It runs on the calling thread and costs 10 us a call, where `Session.run` costs 100 and more.
-    The way there is private to TensorFlow (Keras used it for years); where it is missing, the
-    public way does the same, slower.
-    """
-    tensors = [fetch for fetch in fetches if isinstance(fetch, tf.Tensor)]
-    operations = [fetch for fetch in fetches if not isinstance(fetch, tf.Tensor)]
-    if not hasattr(session, "_make_callable_from_options"):
-        run = session.make_callable(tensors + operations, feeds)
-        return lambda *values: run(*values)[: len(tensors)]
-    from tensorflow.core.protobuf import config_pb2
-
-    options = config_pb2.CallableOptions(
-        feed=[tensor.name for tensor in feeds],
-        fetch=[tensor.name for tensor in tensors],
-        target=[operation.name for operation in operations],
-    )
-    if seconds:
-        options.run_options.timeout_in_ms = 1000 * seconds
-    else:
-        options.run_options.inter_op_thread_pool = -1  # the calling thread
-    return session._make_callable_from_options(options)
-
+from settings import Settings, fail, parse_settings
+from training import (
+    Run,
+    Signals,
+    Snapshots,
+    go_on,
+    keep,
+    new_actors,
+    restore,
+    resume,
+    start_actors,
+    start_later,
+    stop_workers,
+)
 
 # ----------------------------------------------------------------------------------------- networks
 
@@ -122,6 +62,10 @@ class Net(NamedTuple):
     kernel_rows: Any  # [U, units]: those of a rollout's pixels
     params: dict  # name -> its other variables: bias, head_kernel, head_bias
     outputs: dict  # name -> [T + 1, outputs]
+
+    def all_params(self):
+        """All variables but the kernel, in one list."""
+        return [variable for group in self.params.values() for variable in group]
 
 
 class Network:
@@ -136,10 +80,12 @@ class Network:
     What makes a method is in the classes below: its networks (`heads`, the policy's first), its
     losses (`_build_losses`), what a state is worth to a return that ends before the game does
     (`bootstrap_values`), how far returns look ahead (`lambda_`), and how the actor explores
-    (`exploration`, `CHOOSES_AHEAD`).
+    (`exploration`, `CHOOSES_AHEAD`). Where the global network is on other machines, the traffic is
+    another one, `members.Replica`.
     """
 
     DTYPE = "float32"
+    POLICY_UNITS = 300  # of the chapter's actor, and of the Q-networks
     CHOOSES_AHEAD = False  # whether the action after a rollout is chosen before the update
 
     def __init__(self, scope, session, num_actions, settings, globalAC=None):
@@ -197,11 +143,10 @@ class Network:
         self.beta = tf.placeholder(self.DTYPE, [], "beta")
         self.v_target = rewards + weights @ tf.stop_gradient(self.bootstrap_values())
         losses = self._build_losses()
-        params = [variable for group in self.net.params.values() for variable in group]
         terms = [term for terms in losses.values() for term in terms]
         kernel_grad, *grads = tf.gradients(
             [term for term, _ in terms],
-            [self.net.kernel_rows, *params],
+            [self.net.kernel_rows, *self.net.all_params()],
             [each * weight for _, weight in terms],
         )
         figures = {name: sum(term * weight for term, weight in terms)
@@ -214,22 +159,29 @@ class Network:
 
     def _build_traffic(self, session, feeds, kernel_grad, grads):
         """Functions that push the gradients of what is fed, and pull."""
-        theirs, groups = self.globalAC, self.globalAC.net.params
-        params = [variable for group in self.net.params.values() for variable in group]
-        push = theirs.kernel_train.apply_gradients(kernel_grad, self.rows)
-        for name, group in groups.items():
-            mine, grads = grads[: len(group)], grads[len(group) :]
-            push.append(theirs.trains[name].apply_gradients(zip(mine, group)))
+        theirs = self.globalAC
+        push = theirs.apply_gradients(kernel_grad, self.rows, grads)
 
         kernel_rows = tf.gather(theirs.net.kernel, self.rows)
-        copies = [variable.read_value() for group in groups.values() for variable in group]
+        copies = [variable.read_value() for variable in theirs.net.all_params()]
         pull = [tf.scatter_update(self.net.kernel, self.rows, kernel_rows).op]
-        pull += [mine.assign(copy).op for mine, copy in zip(params, copies)]
+        pull += [mine.assign(copy).op for mine, copy in zip(self.net.all_params(), copies)]
 
         self._push = make_callable(session, push, feeds)
         self._push_and_measure = make_callable(session, [*self.measured.values(), *push], feeds)
         self._pull = make_callable(session, [kernel_rows, *copies[:3], *pull], [self.rows])
         self._catch_up = theirs.kernel_train.catch_up(session)
+
+    def apply_gradients(self, kernel_grad, rows, grads):
+        """Operations for one update of the global network, rows [U] of its kernel caught up before.
+
+        kernel_grad, grads: [U, units], and those of `Net.all_params`.
+        """
+        push = self.kernel_train.apply_gradients(kernel_grad, rows)
+        for name, group in self.net.params.items():
+            mine, grads = grads[: len(group)], grads[len(group) :]
+            push.append(self.trains[name].apply_gradients(zip(mine, group)))
+        return push
 
     def update_global(self, rollout, rewards, weights, annealed=0.0, beta=None, measured=None):
         """Apply the local gradients of one rollout to the global network.
@@ -268,10 +220,27 @@ class Network:
             policy: the actor's `pong_actor.PolicyWeights`; with the local network, what is written.
         """
         rows, self.pulled_at = self.globalAC.row_log.changed_since(self.pulled_at)
-        kernel_rows, *values = self._pull(rows)
-        policy.kernel[rows] = kernel_rows[:, :POLICY_UNITS]
-        for array, value in zip(policy[1:], values):
+        kernel_rows, *params = self._pull(rows)
+        self._hand_over(policy, rows, kernel_rows, params)
+
+    def _hand_over(self, policy, rows, kernel_rows, params):
+        """Give the actor what has changed."""
+        policy.kernel[rows] = kernel_rows[:, : self.POLICY_UNITS]
+        for array, value in zip(policy[1:], params):
             array[...] = value
+
+    def share(self, run, policy, steps, game):
+        """Let the other workers know of a rollout, and learn of theirs.
+
+        Args:
+            run: the `Run`, to count in.
+            policy: as for `pull_global`.
+            steps: of the rollout.
+            game: None, or the (worker, score, reward) of one that ended with it.
+        """
+        self.pull_global(policy)
+        T = run.count(steps, game)
+        self.at_steps(T - steps, T)
 
     def at_steps(self, before, after):
         """Told of every stretch of T, the workers' steps together, after it was played."""
@@ -297,9 +266,6 @@ class Network:
         return lambda T: None
 
 
-POLICY_UNITS = 300  # of the chapter's actor, and of the Q-networks
-
-
 class ActorCriticNetwork(Network):
     """The chapter's: an actor, the policy, and a critic, which says what a state is worth."""
 
@@ -307,7 +273,7 @@ class ActorCriticNetwork(Network):
         """Name of a network -> units of its layer, outputs, learning rate."""
         settings = self.settings
         return {
-            "actor_network": (POLICY_UNITS, self.num_actions, settings.lr_actor),
+            "actor_network": (self.POLICY_UNITS, self.num_actions, settings.lr_actor),
             "critic_network": (100, 1, settings.lr_critic),
         }
 
@@ -354,14 +320,14 @@ class QNetwork(Network):
 
     def heads(self):
         """Name of the network -> units of its layer, outputs, learning rate."""
-        return {"q_network": (POLICY_UNITS, self.num_actions, self.settings.lr_q)}
+        return {"q_network": (self.POLICY_UNITS, self.num_actions, self.settings.lr_q)}
 
     def _build_global(self, session):
         super()._build_global(session)
         with tf.variable_scope("target") as self.target_scope:
-            self.target = target = Network._build_net(self)
+            self.target = target = self._build_net()
         pairs = [(target.kernel, self.net.kernel)]
-        pairs += zip(target.params["q_network"], self.net.params["q_network"])
+        pairs += zip(target.all_params(), self.net.all_params())
         copy = [theirs.assign(mine.read_value()).op for theirs, mine in pairs]
         if session:  # else it is on parameter servers, which see to that
             self.refresh_target = make_callable(session, copy, [])
@@ -369,7 +335,7 @@ class QNetwork(Network):
     def target_q(self):
         """The target network's Q for each state and action, [T + 1, actions]."""
         with tf.variable_scope(self.globalAC.target_scope, reuse=True):
-            return Network._build_net(self).outputs["q_network"]
+            return self._build_net().outputs["q_network"]
 
     def bootstrap_values(self):
         """max_a Q(s, a) of the target network, [T + 1, 1]."""
@@ -422,87 +388,6 @@ class NStepQ(QNetwork):
     lambda_ = 1
 
 
-class Replica:
-    """Before a method's class: a local copy whose global network is on parameter servers.
-
-    `update_global` takes the gradients only. They go out with the counts of the rollout, in the
-    one call of `exchange`, which brings back what has changed.
-    """
-
-    def _build_traffic(self, session, feeds, kernel_grad, grads):
-        gradients = [kernel_grad, *grads]
-        self._gradients = make_callable(session, gradients, feeds)
-        self._measure = make_callable(session, [*self.measured.values(), *gradients], feeds)
-        copies, fed = [], []
-        for net in [self.net, self.target] if hasattr(self, "target") else [self.net]:
-            rows = tf.placeholder(tf.int32, [None])
-            kernel_rows = tf.placeholder(self.DTYPE, [None, net.kernel.shape[1]])
-            copies.append(tf.scatter_update(net.kernel, rows, kernel_rows).op)
-            params = [variable for group in net.params.values() for variable in group]
-            values = [tf.placeholder(self.DTYPE, variable.shape) for variable in params]
-            copies += [mine.assign(value).op for mine, value in zip(params, values)]
-            fed += [rows, kernel_rows, *values]
-        self._copy = make_callable(session, copies, fed)
-        self.link, self.incarnation = self.globalAC.link, 0
-
-    def target_q(self):
-        """The target network's Q for each state and action, by a copy of its own."""
-        with tf.variable_scope("target"):
-            self.target = Network._build_net(self)
-        return self.target.outputs["q_network"]
-
-    def update_global(self, rollout, rewards, weights, annealed=0.0, beta=None, measured=None):
-        fed = self._fed(rollout, rewards, weights, annealed, beta)
-        if measured is None:
-            gradients = self._gradients(*fed)
-        else:
-            figures = self._measure(*fed)
-            measured.update(zip(self.measured, map(float, figures)))
-            gradients = figures[len(self.measured) :]
-        self.pushed = rollout.rows, *gradients, np.float32(annealed)
-
-    def exchange(self, policy, steps, game):
-        """Push, count, and pull; T, or None where the cluster has lost the rollout.
-
-        Args:
-            policy: as for `pull_global`.
-            steps: of the rollout.
-            game: None, or the (worker, score, reward) of one that ended with it.
-        """
-        records = [[field] for field in game] if game else ([], [], [])
-        kinds = object, np.int64, np.float64
-        ended = (np.array(record, kind) for record, kind in zip(records, kinds))
-        fed = *self.pushed, np.int64(steps), *ended, np.int64(self.pulled_at - 1)
-        answer = self.link.exchange(np.int64(self.incarnation), *fed)
-        if answer is None:
-            self.pull_global(policy)
-            return None
-        T, _, *pulled = answer
-        self._take(pulled, policy)
-        return int(T)
-
-    def pull_global(self, policy):
-        """The same as a method's own, but that it waits until somebody is there to answer."""
-        while True:
-            if self.link.incarnation != self.incarnation:
-                self.incarnation, self.pulled_at = self.link.incarnation, 0
-            if self.link.over():
-                return
-            if self.incarnation:
-                with contextlib.suppress(cluster.Lost, cluster.Held):
-                    return self._take(self.link.call("pull", np.int64(self.pulled_at - 1)), policy)
-            self.link.wait_until_going()
-
-    def _take(self, pulled, policy):
-        updates, *values = pulled
-        self.pulled_at = updates + 1  # 0 is for a pull of every row
-        self._copy(*values)
-        rows, kernel_rows, *params = values
-        policy.kernel[rows] = kernel_rows[:, :POLICY_UNITS]
-        for array, value in zip(policy[1:], params):
-            array[...] = value
-
-
 # the paper's distribution of the epsilons that threads end with
 EPSILONS, EPSILON_PROBABILITIES = (0.1, 0.01, 0.5), (0.4, 0.3, 0.3)
 METHODS = {
@@ -548,12 +433,16 @@ class RowRMSProp:
     def catch_up(self, session):
         """A function that decays the mean squares of rows [n] for the updates [n] they missed."""
         rows, factors = tf.placeholder(tf.int32, [None]), tf.placeholder(self.dtype, [None, 1])
-        decayed = tf.gather(self.mean_square, rows) * factors
-        operation = tf.scatter_update(self.mean_square, rows, decayed).op
-        run, dtype = make_callable(session, [operation], [rows, factors]), factors.dtype
+        decay = self.decay_rows(rows, factors)
+        run, dtype = make_callable(session, [decay], [rows, factors]), factors.dtype
         return lambda rows, missed: run(
             rows, (self.decay ** missed[:, np.newaxis]).astype(dtype.as_numpy_dtype)
         )
+
+    def decay_rows(self, rows, factors):
+        """An operation that multiplies the mean squares of rows [n] by factors [n, 1]."""
+        decayed = tf.gather(self.mean_square, rows) * factors
+        return tf.scatter_update(self.mean_square, rows, decayed).op
 
     def apply_gradients(self, g, rows):
         """Operations for one update of rows [U], caught up before, by gradients g [U, units]."""
@@ -740,811 +629,30 @@ class Worker:
         if rollout.terminal or rollout.truncated:
             game = self.name, self.score, self.ep_r
             self.score = self.ep_r = 0
-        self._share(steps, game)
-
-    def _share(self, steps, game):
-        """What the other workers are to know, and to be known of them."""
-        self.AC.pull_global(self.actor.policy)
-        T = self.run.count(steps, game)
-        self.AC.at_steps(T - steps, T)
+        self.AC.share(self.run, self.actor.policy, steps, game)
 
 
 # ------------------------------------------------------------------------------------------ the run
 
 
-class Gate:
-    """Which workers go through for each rollout, and which closes for a checkpoint.
-
-    A checkpoint is of a moment between two rollouts of every worker: no update is half done, and
-    each rollout played has been learned from and counted.
-    """
-
-    def __init__(self):
-        self.changed, self.inside, self.shut = threading.Condition(), 0, False
-
-    def __enter__(self):
-        with self.changed:
-            self.changed.wait_for(lambda: not self.shut)
-            self.inside += 1
-
-    def __exit__(self, *exception):
-        with self.changed:
-            self.inside -= 1
-            self.changed.notify_all()
-
-    @contextlib.contextmanager
-    def left(self):
-        """Stay outside for a while, within a `with gate:`."""
-        self.__exit__()
-        try:
-            yield
-        finally:
-            self.__enter__()
-
-    @contextlib.contextmanager
-    def closed(self, seconds=1):
-        """Let all come out and none in; whether all came out within so many seconds."""
-        with self.changed:
-            self.shut = True
-            empty = self.changed.wait_for(lambda: self.inside == 0, seconds)
-        try:
-            yield empty
-        finally:
-            with self.changed:
-                self.shut = False
-                self.changed.notify_all()
-
-
-def moving(mean, value):
-    """The chapter's running mean; mean is None before the first value."""
-    return float(value) if mean is None else 0.99 * mean + 0.01 * value
-
-
-MEASURED_EVERY = 5  # seconds, for TensorBoard
-
-
-class Run:
-    """What the workers share besides the network: the counts, the curve, and when to stop."""
-
-    def __init__(self, settings):
-        self.settings = settings
-        self.coordinator = tf.train.Coordinator()
-        self.lock, self.gate = threading.Lock(), Gate()
-        self.agent_steps = 0
-        self.episodes = []  # the curve, a list of `Episode`
-        self.notices = []  # lines for the user
-        self.seconds_before = 0.0  # when the run was resumed
-        self.measured = []  # (agent steps, dict of figures)
-        self.stopped_because = None
-        self.start()
-
-    def start(self):
-        """Start the clock."""
-        self.started = time.monotonic()
-        self.last_measured = self.agent_steps, self.seconds()
-        self.measure_at = self.seconds() + 1
-
-    def seconds(self):
-        """Seconds of training so far."""
-        return self.seconds_before + time.monotonic() - self.started
-
-    def measuring_is_due(self):
-        """Whether an update is to be measured; of those that ask, the first is told so."""
-        if self.seconds() < self.measure_at:
-            return False
-        with self.lock:
-            due = self.seconds() >= self.measure_at
-            self.measure_at = self.seconds() + MEASURED_EVERY
-            return due
-
-    def add_measured(self, figures):
-        """Add the figures of an update."""
-        with self.lock:
-            (steps, seconds), now = self.last_measured, (self.agent_steps, self.seconds())
-            figures["steps_per_second"] = (now[0] - steps) / (now[1] - seconds)
-            self.last_measured = now
-            self.measured.append((self.agent_steps, figures))
-
-    def take_measured(self):
-        """What has been measured since the last call."""
-        with self.lock:
-            measured, self.measured = self.measured, []
-            return measured
-
-    def annealed(self):
-        """How much of their way to 0 the learning rates have gone, 0 to 1."""
-        steps = self.settings.anneal_steps
-        return min(1, self.agent_steps / steps) if steps else 0
-
-    def beta(self):
-        """The entropy's weight by now."""
-        settings = self.settings
-        if not settings.beta_steps:
-            return settings.beta
-        gone = min(1, self.agent_steps / settings.beta_steps)
-        return settings.beta + gone * (settings.beta_end - settings.beta)
-
-    def count(self, steps, game=None):
-        """Count a worker's steps, and the (worker, score, reward) of a game they ended.
-
-        Returns the workers' steps together, T, with these as the last of them.
-        """
-        with self.lock:
-            self.agent_steps += steps
-            T = self.agent_steps
-            if game:
-                self._add_episode(T, *game)
-            self.look_at_limits()  # before another game can take the running score back
-            return T
-
-    def _add_episode(self, T, worker, score, reward):
-        if len(self.episodes) < self.settings.max_episodes:
-            last = self.episodes[-1] if self.episodes else None
-            running_score = moving(last and last.running_score, score)
-            running_reward = moving(last and last.running_reward, reward)
-            where = len(self.episodes), worker, T, self.seconds()
-            self.episodes.append(Episode(*where, score, reward, running_score, running_reward))
-
-    def look_at_limits(self):
-        """Stop where one is used up."""
-        for used, words in self.limits():
-            if used >= 1:
-                self.stop(words)
-
-    def limits(self):
-        """For each limit set: how much of it is used up, 1 being all, and words for that."""
-        settings = self.settings
-        yield len(self.episodes) / settings.max_episodes, f"{settings.max_episodes:,} games played"
-        if settings.max_steps:
-            yield self.agent_steps / settings.max_steps, f"{settings.max_steps:,} steps played"
-        if settings.max_minutes:
-            used = self.seconds() / (60 * settings.max_minutes)
-            yield used, f"{settings.max_minutes:g} minutes over"
-        if settings.until_score is not None and self.episodes:
-            reached = self.episodes[-1].running_score >= settings.until_score
-            yield float(reached), f"running score {settings.until_score:g} reached"
-
-    def attend(self, folder, display):
-        """What the main thread is to do now and then, besides showing and saving."""
-
-    def stop(self, reason):
-        """Ask all workers to stop after the rollout they are at."""
-        self.stopped_because = self.stopped_because or reason
-        self.coordinator.request_stop()
-
-
-# -------------------------------------------------------------------------------------- checkpoints
-
-# What a run resumed needs to go on exactly: weights and mean squares, the row log, the curve, the
-# counts, and of each worker its counts and its actor's game. A window's game is not kept: W_0 is at
-# it for a second at a time, and begins another one.
-
-
-def global_variables():
-    """Name -> variable: the weights, and the optimizers' numbers, which are named after them."""
-    every = {variable.op.name: variable for variable in tf.global_variables()}
-    return {name: variable for name, variable in every.items() if "globalnet/" in name}
-
-
-class Snapshots:
-    """What makes a checkpoint of the run, for which it holds up the workers as briefly as it can.
-
-    Copying 20 MB of kernels and mean squares takes 40 ms. So it is done while the workers go on,
-    and when they stand still only the rows are copied again that have changed meanwhile.
-    """
-
-    def __init__(self, session, run, workers):
-        globalAC, variables = workers[0].AC.globalAC, global_variables()
-        self.run, self.workers, self.row_log = run, workers, globalAC.row_log
-        kernels = [globalAC.net.kernel.op.name, globalAC.kernel_train.mean_square.op.name]
-        kernels = {name: variables.pop(name) for name in kernels}
-        self.kernels = {name: np.empty(v.shape, v.dtype.as_numpy_dtype)
-                        for name, v in kernels.items()}  # fmt: skip
-        rows = tf.placeholder(tf.int32, [None])
-        gathered = [tf.gather(kernel, rows) for kernel in kernels.values()]
-        self._rows = make_callable(session, gathered, [rows])
-        self.names = list(variables)
-        self._others = make_callable(session, [v.read_value() for v in variables.values()], [])
-        self.pulled_at = 0
-
-    def _pull(self):
-        """Copy the rows that have changed since the last time."""
-        rows, self.pulled_at = self.row_log.changed_since(self.pulled_at)
-        for array, values in zip(self.kernels.values(), self._rows(rows)):
-            array[rows] = values
-
-    def take(self):
-        """The (arrays, about) of a checkpoint, or None if a worker could not be held up.
-
-        The arrays hold until the next one is taken.
-        """
-        for _ in range(2):  # in the second time the workers do less than in the first
-            self._pull()
-        with self.run.gate.closed() as empty:
-            return self._take() if empty else None
-
-    def take_last(self):
-        """The same when no worker's thread is left."""
-        self.pulled_at = 0  # one may have failed in the middle of an update
-        return self._take()
-
-    def _take(self):
-        run, playing, counts = self.run, {}, {}
-        for worker in self.workers:
-            actor = worker.actor
-            if actor and not actor.window:
-                actor.ask_for_state()
-                playing[worker] = actor
-        self._pull()
-        arrays = self.kernels | {name: np.array(x) for name, x in zip(self.names, self._others())}
-        arrays["row_log/touched_by"] = self.row_log.touched_by.copy()
-        for worker in self.workers:
-            game = worker.game  # which it is to go on with, and has not begun with
-            if worker in playing:
-                game = None
-                with contextlib.suppress(pong_actor.ActorDied):  # its worker will find out
-                    game = playing[worker].state()
-            if game is not None:
-                arrays[f"actor/{worker.name}"] = game
-            score, ep_r = (0, 0) if game is None else (worker.score, worker.ep_r)
-            counts[worker.name] = dict(total_step=worker.total_step, score=score, ep_r=ep_r)
-        about = dict(updates=self.row_log.updates, agent_steps=run.agent_steps)
-        about.update(seconds=run.seconds(), games=len(run.episodes), workers=counts)
-        return arrays, about
-
-
-def misfit(method, arrays, about):
-    """What keeps a checkpoint from this method's graph, in words, or None."""
-    if about["method"] != method:
-        return f"it is of the method {about['method']}, not {method}"
-    for name, variable in global_variables().items():
-        if name not in arrays or list(arrays[name].shape) != variable.shape.as_list():
-            return f"it is of another network: {name}"
-    return None
-
-
-def restore(session, workers, run, arrays, about):
-    """Go on from a checkpoint that fits."""
-    initializers = {name: v.initializer for name, v in global_variables().items()}
-    values = {operation.inputs[1]: arrays[name] for name, operation in initializers.items()}
-    session.run(list(initializers.values()), values)
-    row_log = workers[0].AC.globalAC.row_log
-    row_log.touched_by[:], row_log.updates = arrays["row_log/touched_by"], about["updates"]
-    run.episodes = checkpoints.curve_of(arrays)
-    run.agent_steps, run.seconds_before = about["agent_steps"], about["seconds"]
-    then, now = about["versions"]["ale-py"], checkpoints.versions()["ale-py"]
-    if then != now:
-        run.notices.append(f"ale-py was {then} and is {now}: every worker begins a new game")
-    for worker in workers:
-        for name, count in about["workers"].get(worker.name, {}).items():
-            setattr(worker, name, count)
-        if then == now:
-            worker.game = arrays.get(f"actor/{worker.name}")
-
-
-def keep(snapshot, run, actors, folder):
-    """Write a snapshot as a checkpoint; whether that was possible."""
-    arrays, about = snapshot
-    folder.write(run.episodes)  # scores.csv is never behind a checkpoint
-    episodes = run.episodes[: about["games"]]
-    arrays.update(checkpoints.curve_arrays(episodes))
-    for name in "running_score", "running_reward":
-        about[name] = getattr(episodes[-1], name) if episodes else None
-    about.update(method=run.settings.method, actions=actors.game.num_actions)
-    about.update(actors_started=actors.started)
-    about.update(settings=dataclasses.asdict(run.settings), versions=checkpoints.versions())
-    return folder.write_checkpoint(arrays, about)
-
-
-# ---------------------------------------------------------------------------------------- a cluster
-
-# What a member of a cluster does in another way than a process that trains alone.
-
-
-class RemoteWorker(Worker):
-    """A worker whose global network, T and games are on parameter servers."""
-
-    def _share(self, steps, game):
-        T = self.AC.exchange(self.actor.policy, steps, game)
-        self.run.saw(T, self.AC.incarnation)
-
-
-class MemberRun(Run):
-    """What the workers of one process of a cluster share."""
-
-    def __init__(self, settings, link):
-        super().__init__(settings)
-        self.link, self.incarnation = link, 0
-
-    def saw(self, T, incarnation):
-        """Told of T, which does not go back but with another incarnation of the weights."""
-        with self.lock:
-            if incarnation != self.incarnation:
-                self.incarnation, self.agent_steps = incarnation, 0
-            self.agent_steps = max(self.agent_steps, T or 0)
-        if self.link.other_run:
-            self.stop("the chief has begun another run: starting again with its settings")
-        elif self.link.ended and not self.stopped_because:
-            self.stop(f"the chief has ended the run: {self.link.ended}")
-
-    def measuring_is_due(self):
-        """The chief alone measures."""
-        return False
-
-
-class ChiefRun(MemberRun):
-    """The chief's: it begins the run on the parameter servers, and keeps its curve and weights.
-
-    A thread of its own fetches T and the games that have ended, and where the parameter servers
-    have lost the run, brings them back to the last checkpoint.
-    """
-
-    COLLECTED_EVERY = 0.25  # seconds
-
-    measuring_is_due = Run.measuring_is_due
-
-    def begin(self, arrays, about):
-        """Put weights and counts on the parameter servers, and let the workers begin.
-
-        arrays, about: as a checkpoint has them. Raises cluster.Lost.
-        """
-        self.kept = arrays, about
-        link, settings = self.link, dataclasses.asdict(self.settings)
-        for name in CHANGEABLE + ("run_dir",):  # no worker's concern
-            settings.pop(name)
-        begin = dict(T=about["agent_steps"], T_max=self.settings.max_steps or 2**62)
-        begin.update(joined=about.get("joined", 0), settings=json.dumps(settings))
-        link.call("halt")
-        link.call("begin", *link.board.beginning(begin, arrays, about["updates"]))
-        incarnation = time.time_ns()
-        link.call("go", np.int64(incarnation))
-        link.settings, link.incarnation = link.call("settings")[0], incarnation
-
-    def begin_when_possible(self, *kept):
-        """The same, however long it takes."""
-        while not self.coordinator.should_stop():
-            try:
-                return self.begin(*kept)
-            except (cluster.Lost, cluster.Held):
-                time.sleep(0.2)
-
-    def start_collecting(self):
-        self.cut_to, self.collected, self.collecting = None, threading.Event(), threading.Lock()
-        self.collector = threading.Thread(target=self._collect_all, daemon=True)
-        self.collector.start()
-
-    def stop_collecting(self):
-        self.collected.set()
-        self.collector.join()
-
-    def _collect_all(self):
-        with self.coordinator.stop_on_exception():
-            while not self.collected.wait(self.COLLECTED_EVERY):
-                try:
-                    self.collect()
-                except (cluster.Lost, cluster.Held):
-                    with contextlib.suppress(cluster.Lost, cluster.Held):
-                        if self.link.state()[0] != self.link.incarnation:
-                            self._begin_again()
-
-    def collect(self):
-        """Number the games that have ended. Raises cluster.Lost, cluster.Held."""
-        with self.collecting:  # or the games of two calls might be numbered out of order
-            incarnation = self.link.incarnation
-            T, *games = self.link.call("collect", np.int64(incarnation))
-            self.saw(int(T), incarnation)
-            with self.lock:
-                for T, worker, score, reward in zip(*games):
-                    self._add_episode(int(T), worker.decode(), int(score), float(reward))
-                    self.look_at_limits()
-
-    def _add_episode(self, T, *game):
-        # those that have ended after the game that reached --until-score could take it back
-        if not self.stopped_because or self.settings.until_score is None:
-            super()._add_episode(T, *game)
-
-    def _begin_again(self):
-        """Go back to the last checkpoint, the curve too."""
-        arrays, about = self.kept
-        self.begin(arrays, about)
-        with self.lock:
-            self.cut_to = about["games"]
-            del self.episodes[self.cut_to :]
-            back = f"{about['games']:,} games, {about['agent_steps']:,} steps"
-            self.notices.append(
-                f"the parameter server begins again with the last checkpoint: {back}"
-            )
-
-    def attend(self, folder, display):
-        """Say whom the run waits for; cut the files back where the run was."""
-        self.notices.extend(self.link.notices())
-        if self.cut_to is not None:
-            display.games, self.cut_to = self.cut_to, None
-            folder.cut_back(self.episodes, self.agent_steps)
-
-
-class ChiefSnapshots:
-    """What makes a checkpoint of a cluster's run: of a moment between two updates.
-
-    Games that are being played are not in it: who goes on with it begins new ones.
-    """
-
-    SECONDS = 10  # that a parameter server may take to answer
-
-    def __init__(self, run):
-        self.run = run
-
-    def take(self):
-        """The (arrays, about) of a checkpoint, or None where there is no answer in time."""
-        return self._within_seconds(self._take)
-
-    def take_last(self):
-        """The same, and the end of the run for the whole cluster."""
-        return self._within_seconds(self._take_last)
-
-    def _within_seconds(self, work):
-        done = []
-        thread = threading.Thread(target=lambda: done.append(work()), daemon=True)
-        thread.start()
-        thread.join(self.SECONDS)
-        return done[0] if done else None
-
-    def _take_last(self):
-        run = self.run
-        run.stop_collecting()
-        with contextlib.suppress(cluster.Lost, cluster.Held):
-            run.link.call("end", run.stopped_because)
-            return self._take()
-
-    def _take(self):
-        run, board = self.run, self.run.link.board
-        with contextlib.suppress(cluster.Lost, cluster.Held):
-            incarnation, T, updates, joined, touched_by, *values = run.link.call("snapshot")
-            if incarnation != run.link.incarnation:
-                return None
-            run.collect()  # the games up to then
-            arrays = dict(zip(board.arrays, values))
-            arrays["row_log/touched_by"] = touched_by
-            with run.lock:
-                games = sum(e.agent_steps <= int(T) for e in run.episodes)
-            about = dict(updates=int(updates), agent_steps=int(T), joined=int(joined))
-            about.update(games=games, seconds=run.seconds(), workers={})
-            run.kept = dict(arrays), dict(about)
-            return arrays, about
-
-
-def initial_arrays(seed, network, num_actions, settings):
-    """What the global network starts with: the arrays that a checkpoint of it has."""
-    with tf.Graph().as_default(), tf.device("/cpu:0"):
-        tf.set_random_seed(seed)
-        session = new_session()
-        globalAC = network("globalnet", session, num_actions, settings)
-        AC = network("W_0", session, num_actions, settings, globalAC)  # makes the optimizers' too
-        session.run(tf.global_variables_initializer())
-        AC.at_steps(-1, 0)
-        arrays = session.run(global_variables())
-        arrays["row_log/touched_by"] = globalAC.row_log.touched_by
-    return arrays
-
-
-def build_member(run, actors):
-    """The graph of one process of a cluster, a local copy for each of its workers; the workers."""
-    method = METHODS[run.settings.method]
-    network, workers = type(method.__name__, (Replica, method), {}), []
-    session = new_session()
-    with tf.device("/cpu:0"):
-        theirs = types.SimpleNamespace(link=run.link, annealed=tf.placeholder(tf.float32, []))
-        for name in actors:
-            AC = network(name, session, actors.game.num_actions, run.settings, theirs)
-            workers.append(RemoteWorker(name, AC, actors, run))
-        session.run(tf.global_variables_initializer())
-    return workers
-
-
-def lead(member, settings, actors, folder, kept, notices, resumed):
-    """Begin or go on with a cluster's run, as its chief: (its run, workers, snapshots)."""
-    run = ChiefRun(settings, None)
-    run.notices = notices
-    method = METHODS[settings.method]
-    parameters = cluster.Parameters(method, actors.game.num_actions, settings, member)
-    run.link = link = cluster.Link(member, parameters, make_callable, run.coordinator.should_stop)
-    begins = initial_arrays(actors.seed, method, actors.game.num_actions, settings)
-    about = dict(agent_steps=0, updates=0, games=0, joined=0)
-    if resumed:
-
-        def restore(run, arrays, checkpoint):
-            nonlocal begins, about
-            begins, about = arrays, checkpoint
-            run.episodes = checkpoints.curve_of(arrays)
-            run.agent_steps, run.seconds_before = about["agent_steps"], about["seconds"]
-
-        with parameters.graph.as_default():
-            go_on(run, folder, kept, restore)
-    cluster.attended(lambda: run.begin_when_possible(begins, about), link)
-    run.saw(about["agent_steps"], link.incarnation)
-    workers = build_member(run, actors)
-    run.start_collecting()
-    return run, workers, ChiefSnapshots(run)
-
-
-def work_for_chief(member, given, signals):
-    """Be a worker process of a cluster: (the exit status, whether to begin again)."""
-    joined, chiefs = cluster.join(member, make_callable)
-    known, actors = json.loads(chiefs), None
-    settings = dataclasses.replace(Settings(**known), workers=given.get("workers"), render="never")
-    for name, value in given.items():
-        if name in known and value != known[name]:
-            line = f"{option(name)} is the chief's to say: it is {shown(known[name])}"
-            print(f"{line}, not {shown(value)}", flush=True)
-    try:
-        game = pong_actor.game(settings.env_id)
-        sizes = settings.steps_per_update, settings.frames, POLICY_UNITS
-        actors = pong_actor.Actors(
-            game, settings.seed, sizes, METHODS[settings.method].CHOOSES_AHEAD
-        )
-        actors.started = joined * 10_000  # other games than any process before it has played
-        start_actors(actors, settings, member.first_worker())
-        parameters = cluster.Parameters(
-            METHODS[settings.method], game.num_actions, settings, member
-        )
-        run = MemberRun(settings, None)
-        run.link = cluster.Link(member, parameters, make_callable, run.coordinator.should_stop)
-        run.link.settings = chiefs
-        workers = build_member(run, actors)
-        signals.starting = False
-        names = ", ".join(actors)
-        print(f"{member.task()} trains with {names}; games and curve are the chief's", flush=True)
-        train_for_chief(run, workers, actors, signals)
-    finally:
-        if actors:
-            actors.close()
-    return signals.status(), run.link.other_run
-
-
-def train_for_chief(run, workers, actors, signals):
-    """Run a worker process' threads until the chief ends the run, or a signal comes."""
-    threads, told = start_later(workers), 0
-    for thread in threads:
-        thread.start()
-    while not run.coordinator.wait_for_stop(0.25):
-        if signals:
-            run.stop(f"{signals.name()}: this worker leaves, the others go on")
-        run.notices.extend(run.link.notices())
-        for line in run.notices[told:]:
-            print(line, flush=True)
-        told = len(run.notices)
-    stop_workers(threads, actors)
-    run.coordinator.join([t for t in threads if not t.is_alive()])
-    print(run.stopped_because, flush=True)
-
-
-# --------------------------------------------------------------------------------------------- main
-
-
-def main(arguments=None):
-    """The program: settings in, a trained network's curve out. Returns the exit status."""
-    command, given = parse_settings(arguments, __doc__)
-    signals, notices = Signals(), []
-    if command.draw:
-        return draw(*command.draw)
-    if command.play is not None or command.evaluate is not None:
-        return watch_run(command, given, signals)
-    actors = folder = None
-    member = cluster_member(given)
-    if member and member.job != "chief":
-        return serve_cluster(member, given, signals)
-    try:
-        try:
-            if command.resume:
-                folder, settings, kept = resume(command.resume, given, notices)
-            else:
-                settings, kept = Settings(**given), None
-            if settings.seed is None:  # drawn here, so that config.json has it
-                settings = dataclasses.replace(settings, seed=int.from_bytes(os.urandom(3)))
-            game = pong_actor.game(settings.env_id)
-            sizes = settings.steps_per_update, settings.frames, POLICY_UNITS
-            ahead = METHODS[settings.method].CHOOSES_AHEAD
-            actors = pong_actor.Actors(game, settings.seed, sizes, ahead)
-            if kept:  # other games for workers that have none to go on with
-                actors.started = kept[2]["actors_started"]
-            in_window = start_actors(actors, settings)
-            if folder is None:
-                asked = dataclasses.asdict(settings)
-                folder = checkpoints.RunFolder.new(asked, notices, draw_curve)
-        except (ValueError, checkpoints.InUse) as error:
-            fail(error)
-        except FileExistsError:
-            fail(f"{settings.run_dir} holds a run already; a new run needs a folder of its own")
-        except OSError as error:
-            fail(f"cannot write to {error.filename}: {error.strerror}")
-        load_tensorflow()  # takes seconds, while the actors start
-        if member:
-            cluster.start_server(member, tf)
-            about_run = folder, kept, notices, command.resume
-            run, workers, snapshots = lead(member, settings, actors, *about_run)
-        else:
-            run, session = Run(settings), new_session()
-            run.notices = notices
-            workers = build(session, run, actors)
-            if command.resume:
-                go_on(run, folder, kept, functools.partial(restore, session, workers))
-            snapshots = Snapshots(session, run, workers)
-        signals.starting = False
-        return train(run, workers, actors, folder, snapshots, in_window, signals)
-    except KeyboardInterrupt:  # a signal during start-up
-        signals.starting = False
-        if folder and not command.resume:
-            folder.discard()
-        return signals.status()
-    except pong_actor.ActorsKeepDying as error:
-        fail(error, status=1)
-    finally:
-        if actors:
-            actors.close()
-
-
-def cluster_member(given):
-    """What TF_CONFIG makes of this process, a `cluster.Cluster`, or None where it is not set."""
-    text = os.environ.get("TF_CONFIG")
-    if not text:
-        return None
-    try:
-        member = cluster.described(text)
-        cluster.check_port(member)
-        if (given.get("workers") or multiprocessing.cpu_count()) > cluster.WORKERS_EACH:
-            raise ValueError(f"a process of a cluster has at most {cluster.WORKERS_EACH} --workers")
-    except ValueError as error:
-        fail(error)
-    return member
-
-
-def serve_cluster(member, given, signals):
-    """Be a parameter server or a worker process; the exit status."""
-    try:
-        load_tensorflow()
-        cluster.start_server(member, tf)
-        if member.job == "ps":
-            return cluster.serve(member, make_callable, signals)
-        status, again = work_for_chief(member, given, signals)
-    except KeyboardInterrupt:
-        return signals.status()
-    except pong_actor.ActorsKeepDying as error:
-        fail(error, status=1)
-    if again and not signals:
-        os.execv(sys.executable, sys.orig_argv)
-    return status
-
-
-def resume(path, given, notices):
-    """A run to go on with: (its `RunFolder`, its settings, its newest checkpoint or None).
-
-    Raises ValueError, InUse, OSError.
-    """
-    for name in given:
-        if name not in CHANGEABLE:
-            raise ValueError(f"{option(name)} belongs to the run: it cannot change on the way")
-    folder = checkpoints.RunFolder.existing(path, notices, draw_curve)
-    kept = None
-    if checkpoints.paths(path):
-        kept = checkpoints.load_newest(path)
-        notices.extend(kept[3])
-    else:
-        notices.append(f"{path} has no checkpoint yet: the run begins at its beginning")
-    settings = resumed_settings(folder, kept[2]["settings"] if kept else {}, given, notices)
-    return folder, settings, kept
-
-
-def go_on(run, folder, kept, restore):
-    """Bring the run to where its newest checkpoint that fits was taken, its files too.
-
-    restore: called with run, arrays and about.
-    """
-    path = None
-    if kept:
-        fits = functools.partial(misfit, run.settings.method)
-        if fits(*kept[1:3]):
-            try:
-                kept = checkpoints.load_newest(folder.path, fits)
-            except ValueError as error:
-                fail(error)
-            run.notices.extend(kept[3])
-        path, arrays, about, _ = kept
-        restore(run, arrays, about)
-        played = f"{about['games']:,} games, {about['agent_steps']:,} steps"
-        run.notices.append(f"going on from {path}: {played} in {duration(about['seconds'])}")
-    folder.go_on(path, dataclasses.asdict(run.settings), run.episodes, run.agent_steps)
-
-
-def draw(picture, *folders):
-    """Write a picture of the curve of a run, or of several runs'; the exit status."""
-    figure = matplotlib.figure.Figure(figsize=(8, 5), layout="constrained")
-    try:
-        runs = [checkpoints.read_curve(folder) for folder in folders]
-        if len(runs) == 1:
-            draw_curve(figure.subplots(), runs[0][1])
-        else:
-            draw_comparison(figure, runs)
-        figure.savefig(picture)
-    except (OSError, ValueError) as error:
-        fail(error)
-    return 0
-
-
-def watch_run(command, given, signals):
-    """Play, record or evaluate; the exit status."""
-    try:
-        return watch.main(command, signals, **given)
-    except KeyboardInterrupt:
-        return 128 + signals[0]  # as shells have it
-    except ValueError as error:
-        fail(error)
-    except watch.Failed as error:
-        fail(error, status=1)
-
-
-class Signals(list):
-    """The signals that asked the run to stop. During start-up, one raises KeyboardInterrupt."""
-
-    def __init__(self):
-        super().__init__()
-        self.starting = True
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves SIGHUP
-                signal.signal(number, self._receive)
-
-    def _receive(self, number, frame):
-        self.append(number)
-        if number == signal.SIGHUP:  # there is no terminal to write to any more
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, 1)
-            os.dup2(nowhere, 2)
-        if self.starting:
-            raise KeyboardInterrupt
-
-    def name(self):
-        """The first one's, as the user knows it."""
-        name = signal.Signals(self[0]).name
-        return "Ctrl-C" if name == "SIGINT" else name
-
-    def status(self):
-        """The exit status they make: 130 for Ctrl-C, as shells have it, else 0."""
-        return 130 if self[:1] == [signal.SIGINT] else 0
-
-
-def start_actors(actors, settings, first=0):
-    """Start an actor for each worker, W_0's in a window if wanted and possible; whether it is.
-
-    first: the first worker's number.
-    """
-    screen = "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
-    in_window = settings.render == "window" or (settings.render == "auto" and screen)
-    workers = settings.workers or multiprocessing.cpu_count()
-    if in_window:
-        actors.start("W_0", window=True)
-        try:
-            actors["W_0"].wait_until_ready()
-        except pong_actor.ActorDied:
-            if settings.render == "window":
-                fail("--render window: there is no screen that the emulator can open a window on")
-            in_window, actors.started = False, actors.started - 1  # as if it had not been tried
-    # In a window W_0 plays 60 frames a second and learns little, so that there is one worker more.
-    for number in range(in_window, workers + in_window):
-        actors.start(f"W_{first + number}")
-    return in_window
-
-
 def build(session, run, actors):
     """The graph, globalnet and a local copy for each worker, with initial weights; the workers."""
     tf.set_random_seed(actors.seed)
-    network, workers = METHODS[run.settings.method], []
-    parts = session, actors.game.num_actions, run.settings
+    network = METHODS[run.settings.method]
     with tf.device("/cpu:0"):
-        globalAC = network("globalnet", *parts)
-        for name in actors:
-            AC = network(name, *parts, globalAC)
-            workers.append(Worker(name, AC, actors, run))
-        session.run(tf.global_variables_initializer())
+        globalAC = network("globalnet", session, actors.game.num_actions, run.settings)
+        workers = build_workers(network, session, run, actors, globalAC)
     workers[0].AC.at_steps(-1, 0)
+    return workers
+
+
+def build_workers(network, session, run, actors, globalAC):
+    """A worker for each actor, with a local copy of its own; all variables get initial values."""
+    workers = []
+    for name in actors:
+        AC = network(name, session, actors.game.num_actions, run.settings, globalAC)
+        workers.append(Worker(name, AC, actors, run))
+    session.run(tf.global_variables_initializer())
     return workers
 
 
@@ -1602,34 +710,97 @@ def train(run, workers, actors, folder, snapshots, in_window, signals):
     return status
 
 
-def new_display(console, run, worker, in_window):
-    """The worker's game in the terminal if that is wanted and possible, else lines and a bar."""
-    render, why_not = run.settings.render, TerminalView.why_not(console)
-    if render == "terminal" and why_not:
-        console.print(f"no view of {worker.name}'s game: {why_not}")
-    if why_not or in_window or render not in ("auto", "terminal"):
-        return Display(console, run)
-    worker.clip = Clip(pace=60 / worker.actors.game.frames_per_step)
-    return TerminalDisplay(console, run, worker.clip)
+# --------------------------------------------------------------------------------------------- main
 
 
-def start_later(workers):
-    """A thread for each worker, which does not keep the process from ending."""
-    return [threading.Thread(target=w.work, name=w.name, daemon=True) for w in workers]
+def main(arguments=None):
+    """The program: settings in, a trained network's curve out. Returns the exit status."""
+    command, given = parse_settings(arguments, __doc__)
+    signals, notices = Signals(), []
+    if command.draw:
+        return draw(*command.draw)
+    if command.play is not None or command.evaluate is not None:
+        return watch_run(command, given, signals)
+    actors = folder = None
+    member = members.cluster_member(given)
+    if member and member.job != "chief":
+        return members.serve_cluster(member, given, signals, METHODS, build_workers)
+    try:
+        try:
+            if command.resume:
+                folder, settings, kept = resume(command.resume, given, notices)
+            else:
+                settings, kept = Settings(**given), None
+            if settings.seed is None:  # drawn here, so that config.json has it
+                settings = dataclasses.replace(settings, seed=int.from_bytes(os.urandom(3)))
+            network = METHODS[settings.method]
+            actors = new_actors(network, settings)
+            if kept:  # other games for workers that have none to go on with
+                actors.started = kept[2]["actors_started"]
+            in_window = start_actors(actors, settings)
+            if folder is None:
+                asked = dataclasses.asdict(settings)
+                folder = checkpoints.RunFolder.new(asked, notices, draw_curve)
+        except (ValueError, checkpoints.InUse) as error:
+            fail(error)
+        except FileExistsError:
+            fail(f"{settings.run_dir} holds a run already; a new run needs a folder of its own")
+        except OSError as error:
+            fail(f"cannot write to {error.filename}: {error.strerror}")
+        load_tensorflow()  # takes seconds, while the actors start
+        resumed = (folder, kept) if command.resume else None
+        if member:
+            cluster.start_server(member)
+            run = members.ChiefRun(settings, member, network, actors.game.num_actions)
+            run.notices = notices
+            workers = members.lead(run, actors, network, build_workers, resumed)
+            snapshots = members.ChiefSnapshots(run)
+        else:
+            run, session = Run(settings), new_session()
+            run.notices = notices
+            workers = build(session, run, actors)
+            if resumed:
+                go_on(run, *resumed, functools.partial(restore, session, workers, run))
+            snapshots = Snapshots(session, run, workers)
+        signals.starting = False
+        return train(run, workers, actors, folder, snapshots, in_window, signals)
+    except KeyboardInterrupt:  # a signal during start-up
+        signals.starting = False
+        if folder and not command.resume:
+            folder.discard()
+        return signals.status()
+    except pong_actor.ActorsKeepDying as error:
+        fail(error, status=1)
+    finally:
+        if actors:
+            actors.close()
 
 
-def stop_workers(threads, actors):
-    """Wait for the threads to end their rollouts; cut off what takes more than a second.
+def draw(picture, *folders):
+    """Write a picture of the curve of a run, or of several runs'; the exit status."""
+    figure = matplotlib.figure.Figure(figsize=(8, 5), layout="constrained")
+    try:
+        runs = [checkpoints.read_curve(folder) for folder in folders]
+        if len(runs) == 1:
+            draw_curve(figure.subplots(), runs[0][1])
+        else:
+            draw_comparison(figure, runs)
+        figure.savefig(picture)
+    except (OSError, ValueError) as error:
+        fail(error)
+    return 0
 
-    One that waits for an answer from another machine is left where it is.
-    """
-    deadline = time.monotonic() + 1
-    for thread in threads:
-        thread.join(max(0, deadline - time.monotonic()))
-    for thread in threads:
-        if thread.is_alive():
-            actors[thread.name].close()
-        thread.join(5)
+
+def watch_run(command, given, signals):
+    """Play, record or evaluate; the exit status."""
+    try:
+        return watch.main(command, signals, **given)
+    except KeyboardInterrupt:
+        return 128 + signals[0]  # as shells have it
+    except ValueError as error:
+        fail(error)
+    except watch.Failed as error:
+        fail(error, status=1)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ variables are spread over all parameter servers. `Board` is the part that does n
 method, `Parameters` all of it, as a graph each process builds for itself: variables of one name
 are the same variables. `Link` is a process' session with them, which outlives them.
 
-Updates take turns. One is some 100 us of gathering and scattering rows, and in a critical section
+Updates take turns. One is short, the gathering and scattering of rows, and in a critical section
 it is there whole or not at all: no row is torn, no update is lost to another, what numbers an
 update and counts its steps also orders the games, and a checkpoint is of a moment between two.
 """
@@ -24,7 +24,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-tf = None  # tensorflow.compat.v1, once `start_server` has it
+from graph import make_callable, tf
+
+serving = False  # whether this process has a server
 kept = []  # this process' server and sessions, for they cannot be taken apart without noise
 
 # ---------------------------------------------------------------------------------------- TF_CONFIG
@@ -132,10 +134,10 @@ def answers(address):
         return False
 
 
-def start_server(cluster, tensorflow):
-    """Start this process' `tf.distribute.Server`. tensorflow: its compat.v1, loaded."""
-    global tf
-    tf = tensorflow
+def start_server(cluster):
+    """Start this process' `tf.distribute.Server`."""
+    global serving
+    serving = True
     spec = {job: addresses for job, addresses in cluster.addresses.items() if addresses}
     # One thread an operation: the process' other sessions share the server's, and must sum in
     # the order of a run alone to have its numbers.
@@ -201,7 +203,7 @@ class Parameters(Board):
     def _build(self):
         with tf.device(self._place):
             self.net = self.network("globalnet", None, self.num_actions, self.run_settings)
-        self.params = [v for group in self.net.net.params.values() for v in group]
+        self.params = self.net.net.all_params()
         self.kernel, self.mean_square = self.net.net.kernel, self.net.kernel_train.mean_square
         self.target = getattr(self.net, "target", None)
         inputs = [int(self.kernel.shape[0])]
@@ -297,12 +299,8 @@ class Parameters(Board):
         missed = before - tf.gather(self.touched_by, rows)
         power = tf.pow(tf.constant(self.net.kernel_train.decay, tf.float64), tf.to_double(missed))
         factors = tf.cast(power, self.mean_square.dtype.base_dtype)[:, tf.newaxis]
-        decayed = tf.gather(self.mean_square, rows) * factors
-        with tf.control_dependencies([tf.scatter_update(self.mean_square, rows, decayed).op]):
-            push = self.net.kernel_train.apply_gradients(kernel_grad, rows)
-            for name, group in self.net.net.params.items():
-                mine, grads = grads[: len(group)], grads[len(group) :]
-                push.append(self.net.trains[name].apply_gradients(zip(mine, group)))
+        with tf.control_dependencies([self.net.kernel_train.decay_rows(rows, factors)]):
+            push = self.net.apply_gradients(kernel_grad, rows, grads)
         with tf.control_dependencies(push):
             return tf.no_op()
 
@@ -321,13 +319,10 @@ class Parameters(Board):
         ]
         with tf.control_dependencies([rows]):  # which were found by its old value
             copies.append(self.refreshed_at.assign(tf.where(due, updates, self.refreshed_at)).op)
-        for theirs, mine in zip(self._target_params(), self.params):
+        for theirs, mine in zip(self.target.all_params(), self.params):
             with tf.device(theirs.device):
                 copies.append(theirs.assign(tf.where(due, mine, theirs)).op)
         return copies
-
-    def _target_params(self):
-        return [v for group in self.target.params.values() for v in group] if self.target else []
 
     def _build_pull(self, since):
         """Fetches: updates so far, rows changed since that many, their values, the params.
@@ -339,7 +334,7 @@ class Parameters(Board):
         with tf.control_dependencies([now]):
             logs = [(self.touched_by, self.kernel, self.params)]
             if self.target:
-                logs += [(self.refreshed_by, self.target.kernel, self._target_params())]
+                logs += [(self.refreshed_by, self.target.kernel, self.target.all_params())]
             for log, kernel, params in logs:
                 rows = tf.to_int32(tf.where(log.read_value() > since)[:, 0])
                 with tf.control_dependencies([rows]):
@@ -418,10 +413,9 @@ class Link:
     What holds up a worker's thread, it waits for here.
     """
 
-    def __init__(self, cluster, board, make_callable, stopped):
-        """board: a `Board`. make_callable: of a3c_pong. stopped: whether the run is, a function."""
-        self.cluster, self.board, self.make_callable = cluster, board, make_callable
-        self.stopped = stopped
+    def __init__(self, cluster, board, stopped):
+        """board: a `Board`. stopped: whether the run is, a function."""
+        self.cluster, self.board, self.stopped = cluster, board, stopped
         self.lock, self.connecting = threading.Lock(), threading.Lock()
         self.session, self.callables = None, {}
         self.pending = {}  # thread -> since when it waits for an answer
@@ -458,7 +452,7 @@ class Link:
                 config = tf.ConfigProto(device_filters=["/job:ps"])  # the others may come later
                 session = tf.Session(f"grpc://{address}", self.board.graph, config)
                 self.callables = {
-                    name: self.make_callable(session, *how, CALL_SECONDS)
+                    name: make_callable(session, *how, CALL_SECONDS)
                     for name, how in self.board.calls.items()
                 }
                 self.session = session
@@ -542,9 +536,9 @@ def attended(work, link):
     return result
 
 
-def join(cluster, make_callable):
+def join(cluster):
     """Wait for the chief's run: (the worker process' number in it, the settings as JSON)."""
-    link = Link(cluster, Board(), make_callable, lambda: False)
+    link = Link(cluster, Board(), lambda: False)
 
     def work():
         while True:
@@ -565,11 +559,11 @@ def join(cluster, make_callable):
 LINGER = 5  # seconds in which workers hear of the end
 
 
-def serve(cluster, make_callable, signals):
+def serve(cluster, signals):
     """Be a parameter server until the run is over or a signal comes; the exit status."""
     port = split_address(cluster.addresses["ps"][cluster.index])[1]
     print(f"{cluster.task()} listens on port {port} of all this machine's addresses", flush=True)
-    link = Link(cluster, Board(), make_callable, lambda: bool(signals))
+    link = Link(cluster, Board(), lambda: bool(signals))
 
     def watch():
         while not link.over():
@@ -596,7 +590,7 @@ def leaving():
     try:
         yield
     except BaseException as end:
-        if tf is None:
+        if not serving:
             raise
         status = end.code if isinstance(end, SystemExit) else 1
         if not isinstance(end, SystemExit):

@@ -372,3 +372,14 @@ class TerminalDisplay(Display):
             curve = [e.running_score for e in episodes[:: 1 + len(episodes) // 1000]]
             self.view.tell(figures, "running score", curve, self.lines)
         self.view.show(pixels)
+
+
+def new_display(console, run, worker, in_window):
+    """The worker's game in the terminal if that is wanted and possible, else lines and a bar."""
+    render, why_not = run.settings.render, TerminalView.why_not(console)
+    if render == "terminal" and why_not:
+        console.print(f"no view of {worker.name}'s game: {why_not}")
+    if why_not or in_window or render not in ("auto", "terminal"):
+        return Display(console, run)
+    worker.clip = Clip(pace=60 / worker.actors.game.frames_per_step)
+    return TerminalDisplay(console, run, worker.clip)

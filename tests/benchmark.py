@@ -27,6 +27,7 @@ import a3c_pong  # noqa: E402
 import checkpoints  # noqa: E402
 import pong_actor  # noqa: E402
 import preprocessing  # noqa: E402
+import training  # noqa: E402
 
 CORES = len(os.sched_getaffinity(0))
 ROUNDS, SECONDS = int(os.environ.get("ROUNDS", 3)), 20
@@ -218,7 +219,7 @@ def events():
         times[measures].append(time.perf_counter() - began)
     actors.close()
     more = statistics.median(times[True]) - statistics.median(times[False])
-    every = a3c_pong.MEASURED_EVERY
+    every = training.MEASURED_EVERY
     print(f"{1e6 * more:.0f} us more, once in {every} s: {more / every:.4%} of a core")
 
 
@@ -257,15 +258,15 @@ def start():
 
 SAVING = """if True:
     import contextlib, sys, time
-    import a3c_pong
-    closed = a3c_pong.Gate.closed
+    import a3c_pong, training
+    closed = training.Gate.closed
     @contextlib.contextmanager
     def timed(gate):
         start = time.perf_counter()
         with closed(gate) as empty:
             yield empty
         print("stopped", time.perf_counter() - start)
-    a3c_pong.Gate.closed = timed
+    training.Gate.closed = timed
     sys.exit(a3c_pong.main(sys.argv[1:]))"""
 
 

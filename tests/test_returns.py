@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from a3c_pong import lambda_returns, learning_rewards, moving
+from a3c_pong import lambda_returns, learning_rewards
 from pong_actor import Rollout
+from training import moving
 
 
 def rollout(rewards, terminal=False, truncated=False):

@@ -345,7 +345,8 @@ def test_a_picture_that_cannot_be_drawn_gets_one_line(start, options):
 def test_importing_the_modules_does_nothing(start):
     code = """if True:
         import sys, threading
-        import a3c_pong, checkpoints, display, pong_actor, preprocessing, settings, watch
+        import a3c_pong, checkpoints, cluster, display, graph, members, pong_actor
+        import preprocessing, settings, training, watch
         assert "tensorflow" not in sys.modules
         assert threading.active_count() == 1"""
     run = start("--bogus", program=("-c", code))
