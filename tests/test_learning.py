@@ -99,12 +99,12 @@ def test_it_learns_what_to_do_where(method):
 def test_the_preset_that_wins_learns_to_play(start):
     """Its games from step 200,000 to 250,000.
 
-    Of seeds 1 to 10 the mean was between -19.3 and -14.3, none below the threshold; without the
-    policy's gradient it was -20.4, and with its sign turned round -21.0.
+    Of seeds 1 to 10 the mean was between -18.4 and -15.1, none below the threshold; without the
+    policy's gradient it was -20.3, and with its sign turned round -21.0.
     """
     run = start("--preset", "rally", "--seed", "1", "--workers", "2", "--render", "never",
                 "--max-steps", "250000")  # fmt: skip
     assert run.wait(600) == 0
     scores = [int(row["score"]) for row in run.rows() if int(row["agent_steps"]) >= 200_000]
     assert len(scores) > 10
-    assert np.mean(scores) > -19.7
+    assert np.mean(scores) > -19.4
