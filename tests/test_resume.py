@@ -57,12 +57,16 @@ def events_of(run):
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory):
-    """The folder of a run that 100 updates have stopped, with three checkpoints; not to change."""
+    """The folder of a run that 100 updates and three stops have left; not to change.
+
+    Each stop leaves a checkpoint; how many are taken on the way depends on the machine.
+    """
     folder = tmp_path_factory.mktemp("half") / "run"
-    command = [sys.executable, a3c_pong.__file__, *EXACT, "--max-steps", "2000"]
-    command += ["--autosave-minutes", "0.004", "--run-dir", str(folder)]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL)
-    assert done.returncode == 0
+    way = [*EXACT, "--run-dir", str(folder), "--autosave-minutes", "0.004"]
+    for steps in "700", "1400", "2000":
+        command = [sys.executable, a3c_pong.__file__, *way, "--max-steps", steps]
+        assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
+        way = ["--resume", str(folder)]
     assert len(checkpoints.paths(folder)) == 3
     return folder
 
@@ -107,7 +111,7 @@ def test_200_updates_are_100_and_a_resumed_100(start, run):
     assert [int(game[1]) for game in resumed.games()] == [*range(before["games"], about["games"])]
     config = json.loads((run / "config.json").read_text())
     assert config["settings"]["max_steps"] == 4000 and config["settings"]["seed"] == 5
-    (entry,) = config["resumed"]
+    entry = config["resumed"][-1]
     assert entry["agent_steps"] == 2000 and entry["changed"] == {"max_steps": 4000}
     assert entry["command"][1:3] == ["--resume", str(run)]
 
@@ -415,7 +419,8 @@ def test_events_hold_the_curve_and_the_losses_and_a_resumed_run_takes_back_what_
             losses.append(values)
         else:
             restarts.append((event.step, event.session_log.status))
-    assert restarts == [(2001, 1)]
+    assert restarts[-1] == (2001, 1)  # where those before have measured nothing, they left no file
+    assert set(restarts) <= {(701, 1), (1401, 1), (2001, 1)}
     rows = rows_of(run)
     assert list(scores) == [int(row["agent_steps"]) for row in rows]
     for row, values in zip(rows, scores.values()):
