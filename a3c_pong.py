@@ -496,7 +496,7 @@ class RowLog:
 # ------------------------------------------------------------------------------------------ returns
 
 
-@functools.lru_cache(maxsize=32)  # the most are of a whole rollout without an end
+@functools.lru_cache(maxsize=8)  # the most are of a whole rollout without an end
 def discounting(ends, gamma, lambda_):
     """What rewards and values count for in the returns of `lambda_returns`.
 

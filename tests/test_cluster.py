@@ -110,6 +110,14 @@ class Cluster:
         return started
 
 
+def three_that_save_often(start):
+    """A `Cluster` of a parameter server, a chief and a worker, and the three, started."""
+    cluster = Cluster(start, workers=1)
+    options = "--workers", "1", "--render", "never", "--autosave-minutes", "0.1", "--seed", "1"
+    ps, chief = cluster("ps"), cluster("chief", 0, *options)
+    return cluster, ps, chief, cluster("worker", 0, "--workers", "1")
+
+
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return probe.getsockname()[1]
@@ -227,10 +235,7 @@ def test_a_workers_death_its_return_and_its_ctrl_c_are_nobody_elses_concern(star
 
 @pytest.mark.slow
 def test_a_parameter_server_that_returns_from_a_kill_gets_the_last_checkpoint(start):
-    cluster = Cluster(start, workers=1)
-    options = "--workers", "1", "--render", "never", "--autosave-minutes", "0.1", "--seed", "1"
-    ps, chief = cluster("ps"), cluster("chief", 0, *options)
-    worker = cluster("worker", 0, "--workers", "1")
+    cluster, ps, chief, worker = three_that_save_often(start)
     assert wait_until(lambda: games_of(chief) >= 3, 120)
     assert wait_until(lambda: newest_steps(cluster.run) > 0)
     ps.process.kill()
@@ -255,10 +260,7 @@ def test_a_parameter_server_that_returns_from_a_kill_gets_the_last_checkpoint(st
 
 @pytest.mark.slow
 def test_a_chief_that_returns_from_a_kill_goes_on_from_its_last_checkpoint(start):
-    cluster = Cluster(start, workers=1)
-    options = "--workers", "1", "--render", "never", "--autosave-minutes", "0.1", "--seed", "1"
-    ps, chief = cluster("ps"), cluster("chief", 0, *options)
-    worker = cluster("worker", 0, "--workers", "1")
+    cluster, ps, chief, worker = three_that_save_often(start)
     assert wait_until(lambda: games_of(chief) >= 2 and newest_steps(cluster.run) > 0, 120)
     chief.process.kill()
     kept = newest(cluster.run)[1]

@@ -315,8 +315,7 @@ def test_no_update_is_decayed_twice_under_contention(tf):
     mean_square = session.run(optimizer.mean_square)[:400]
     allowed = optimizer.decay ** log.touched_by[:400, np.newaxis]
     assert (mean_square >= allowed * (1 - 1e-4)).all()
-    # and most were not lost, though a thread held up on a busy machine writes what is long past
-    assert np.median(mean_square / allowed) < optimizer.decay ** (-log.updates / 2)
+    assert (np.median(mean_square / allowed)) < optimizer.decay**-10  # and most were not lost
 
 
 def test_a_pull_takes_what_others_changed_and_nothing_else():

@@ -111,7 +111,7 @@ def test_200_updates_are_100_and_a_resumed_100(start, run):
     assert [int(game[1]) for game in resumed.games()] == [*range(before["games"], about["games"])]
     config = json.loads((run / "config.json").read_text())
     assert config["settings"]["max_steps"] == 4000 and config["settings"]["seed"] == 5
-    entry = config["resumed"][-1]
+    _, _, entry = config["resumed"]
     assert entry["agent_steps"] == 2000 and entry["changed"] == {"max_steps": 4000}
     assert entry["command"][1:3] == ["--resume", str(run)]
 
@@ -120,7 +120,7 @@ def test_200_updates_are_100_and_a_resumed_100(start, run):
 @pytest.mark.parametrize("method", ["one-step-q", "one-step-sarsa", "n-step-q"])
 def test_a_q_method_goes_on_with_its_target_its_epsilon_and_the_action_chosen_ahead(start, method):
     options = "--method", method, "--frames", "2", "--anneal-steps", "9000"
-    options += "--target-steps", "700", "--epsilon-frames", "9000", "--beta-end", "0"
+    options += "--target-steps", "700", "--epsilon-frames", "9000"
     straight, halves = (start(*EXACT, *options, "--max-steps", n) for n in ("2400", "1200"))
     assert halves.wait() == 0
     run = halves.folder / "run"
