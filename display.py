@@ -18,7 +18,8 @@ def draw_curve(axes, episodes):
     style = dict(marker="o", markersize=3) if len(shown) < 50 else {}
     axes.clear()
     axes.plot(numbers, [e.running_score for e in shown], label="moving true score", **style)
-    axes.plot(numbers, [e.running_reward for e in shown], label="moving reward", **style)
+    if any(e.running_reward != e.running_score for e in shown):  # else one would hide the other
+        axes.plot(numbers, [e.running_reward for e in shown], label="moving reward", **style)
     axes.set(xlabel="episode", ylabel="total moving reward")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)  # above, over no curve
