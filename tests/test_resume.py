@@ -371,7 +371,7 @@ def test_a_jump_of_the_clock_changes_nothing(start, tmp_path):
     clock = tmp_path / "clock"
     clock.write_text("+0")
     program = start(
-        "--workers", "2", "--max-minutes", "0.15", "--autosave-minutes", "0.01",
+        "--workers", "2", "--max-minutes", "0.4", "--autosave-minutes", "0.01",
         LD_PRELOAD=str(libraries[0]), FAKETIME_TIMESTAMP_FILE=str(clock), FAKETIME_NO_CACHE="1",
         FAKETIME_DONT_FAKE_MONOTONIC="1",
     )  # fmt: skip
@@ -383,9 +383,9 @@ def test_a_jump_of_the_clock_changes_nothing(start, tmp_path):
     assert program.wait() == 0
     assert program.err == ""
     reason, games, _, seconds = program.played()
-    assert reason == "0.15 minutes over" and 9 <= seconds <= 12
+    assert reason == "0.4 minutes over" and 24 <= seconds <= 27
     rows = rows_of(run)
-    assert len(rows) == games and float(rows[-1]["seconds"]) <= 12
+    assert len(rows) == games > 0 and float(rows[-1]["seconds"]) <= 27
     times = [event.wall_time for event in events_of(run)]
     assert max(times) - min(times) > 30 * 86400  # the program has seen the jump
 
