@@ -1,11 +1,15 @@
 """Fixtures that several files share."""
 
 import shutil
+import signal
 
 import pytest
 from program import ROOT, Program, Screen
 
 import a3c_pong
+
+# a shell's background job has it ignored, and so would the programs that the tests send it to
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")
