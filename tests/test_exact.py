@@ -208,7 +208,8 @@ def test_rows_untouched_for_1000_updates_are_decayed_as_the_dense_ones(tf, rollo
     # times, and where it is next to nothing RMSProp makes that a step like any other
     for k in range(1020):
         update_both(sparse, reference, 0, paddles_of_two_steps(rollouts[k % len(rollouts)]))
-        pull_both(sparse, reference, 0)
+        sparse.pull_global(0)
+        reference.pull_global(0)
     untouched = sparse.globalnet.row_log.updates - sparse.globalnet.row_log.touched_by
     assert ((untouched > 1000) & (untouched < 1040)).sum() > 100  # touched once, then not
     assert_equal(sparse, reference)
