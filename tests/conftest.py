@@ -8,8 +8,9 @@ from program import ROOT, Program, Screen
 
 import a3c_pong
 
-# a shell's background job has it ignored, and so would the programs that the tests send it to
+# nohup and a shell's background ignore them, and so would the programs that the tests send them to
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="module")
