@@ -31,7 +31,13 @@ import ale_py
 import gymnasium
 import numpy as np
 
-from preprocessing import INPUT_SIZE, SCREEN_SHAPE, active_pixels
+from preprocessing import (
+    SCREEN_SHAPE,
+    active_pixels,
+    frames_and_blocks,
+    state_size,
+    with_blocks,
+)
 
 MESSAGE_SIZE = 64  # bytes, more than any message has; the arrays go through shared memory
 REQUEST = "id"  # a rollout: how many steps, and epsilon, which is NaN for None
@@ -67,9 +73,8 @@ class SharedMemory:
     It belongs to no file and has no name: it is gone when both processes are, however they end.
     """
 
-    def __init__(self, file_descriptor, max_steps, frames, hidden, actions):
-        """max_steps: the longest rollout. frames: of a state. hidden, actions: policy's layers."""
-        inputs = frames * INPUT_SIZE
+    def __init__(self, file_descriptor, max_steps, inputs, hidden, actions):
+        """max_steps: the longest rollout. inputs: of a state. hidden, actions: policy's layers."""
         arrays = [
             ((inputs, hidden), np.float32), ((hidden,), np.float32),
             ((hidden, actions), np.float32), ((actions,), np.float32),
@@ -241,7 +246,9 @@ class Player:
         self.actions = range(actions)
         self.ones = np.ones(inputs, np.float32)
         self.column = np.empty(inputs, np.int64)  # input -> its column in a rollout's states
-        self.frames = collections.deque(maxlen=inputs // INPUT_SIZE)  # the latest, newest first
+        frames, self.blocks = frames_and_blocks(inputs)
+        self.frames = collections.deque(maxlen=frames)  # the latest, newest first
+        self.first_inputs = np.arange(frames) * state_size(1, self.blocks)  # of each
         self.game_over = True
 
     def outputs(self, state):
@@ -322,13 +329,15 @@ class Player:
             self.frames.extend(np.array(frame, np.int64) for frame in about["frames"])
 
     def _see(self, pixels):
-        """The active inputs with one more frame: its pixels, then those of the ones before it."""
+        """The active inputs with one more frame: its own, then those of the ones before it."""
+        if self.blocks:
+            pixels = with_blocks(pixels)
         if self.frames.maxlen == 1:
             return pixels
         self.frames.appendleft(pixels)
         while len(self.frames) < self.frames.maxlen:  # a game's first has none before it
             self.frames.append(pixels)
-        return np.concatenate([frame + k * INPUT_SIZE for k, frame in enumerate(self.frames)])
+        return np.concatenate([frame + k for frame, k in zip(self.frames, self.first_inputs)])
 
     def _over_rows(self, active):
         """Active inputs of n states -> (rows [U], states [n, U])."""
@@ -393,7 +402,7 @@ class PongActor:
         Args:
             game: a `Game`.
             seed: list of ints >= 0, from which emulator and policy draw their randomness.
-            sizes: (longest rollout, frames of a state, hidden units of the policy).
+            sizes: (longest rollout, inputs of a state, hidden units of the policy).
             ahead: as for `Player`.
             window: whether the emulator opens its window, and plays at its 60 frames a second.
         """

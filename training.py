@@ -16,6 +16,7 @@ import pong_actor
 from checkpoints import Episode
 from display import draw_curve, duration
 from graph import global_variables, make_callable, tf
+from preprocessing import state_size
 from settings import CHANGEABLE, fail, option, resumed_settings
 
 # ------------------------------------------------------------------------------------------ the run
@@ -378,7 +379,8 @@ class Signals(list):
 def new_actors(network, settings):
     """The `pong_actor.Actors` of a run, none of them started. network: the method's class."""
     game = pong_actor.game(settings.env_id)
-    sizes = settings.steps_per_update, settings.frames, network.POLICY_UNITS
+    inputs = state_size(settings.frames, settings.blocks)
+    sizes = settings.steps_per_update, inputs, network.POLICY_UNITS
     return pong_actor.Actors(game, settings.seed, sizes, network.CHOOSES_AHEAD)
 
 

@@ -26,7 +26,7 @@ import checkpoints
 import pong_actor
 from display import TerminalView
 from pong_actor import ActorDied, Player, PolicyWeights, Pong, PongActor, make_env
-from preprocessing import INPUT_SIZE, SCREEN_SHAPE
+from preprocessing import SCREEN_SHAPE
 
 FRAMES_A_SECOND = 60
 ROLLOUT = 20  # steps an actor plays at a time, a second in a window
@@ -83,8 +83,8 @@ def ways(about):
 
 def actor_with(policy, game, seed, window=False):
     """A `PongActor`, closed at the end of a `with`, that plays a policy."""
-    frames, hidden = len(policy.kernel) // INPUT_SIZE, len(policy.bias)
-    actor = PongActor(game, seed, (ROLLOUT, frames, hidden), window=window)
+    sizes = ROLLOUT, len(policy.kernel), len(policy.bias)
+    actor = PongActor(game, seed, sizes, window=window)
     for mine, array in zip(actor.policy, policy):
         mine[...] = array
     return contextlib.closing(actor)

@@ -204,7 +204,7 @@ def methods():
 def events():
     """What the figures for TensorBoard cost: an update that measures them, against a plain one."""
     a3c_pong.load_tensorflow()
-    actors = pong_actor.Actors(pong_actor.game("Pong-v0"), 1, (20, 1, 300))
+    actors = pong_actor.Actors(pong_actor.game("Pong-v0"), 1, (20, 6400, 300))
     actors.start("W_0")
     run, session = a3c_pong.Run(a3c_pong.Settings()), a3c_pong.new_session()
     (worker,) = a3c_pong.build(session, run, actors)

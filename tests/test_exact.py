@@ -10,7 +10,7 @@ import a3c_pong
 import pong_actor
 
 GAME = pong_actor.Game("Pong-v0", num_actions=6, frames_per_step=3.0)
-SIZES = (20, 1, 300)
+SIZES = (20, 6400, 300)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ def wanted_actions(rollout):
 def weights_after(steps, seed):
     """All global weights after a real worker has played and learned so many steps."""
     settings = a3c_pong.Settings(workers=1, max_steps=steps, seed=seed)
-    actors = pong_actor.Actors(GAME, seed, (20, 1, 300))
+    actors = pong_actor.Actors(GAME, seed, (20, 6400, 300))
     actors.start("W_0")
     try:
         with a3c_pong.tf.Graph().as_default():
@@ -62,7 +62,7 @@ def test_it_learns_what_to_do_where(method):
         target_steps=500, epsilon_frames=30_000,
     )  # fmt: skip
     seed = 12  # W_0 ends with an epsilon of 0.01
-    actors = pong_actor.Actors(GAME, seed, (20, 1, 300), a3c_pong.METHODS[method].CHOOSES_AHEAD)
+    actors = pong_actor.Actors(GAME, seed, (20, 6400, 300), a3c_pong.METHODS[method].CHOOSES_AHEAD)
     actors.start("W_0")
     try:
         with a3c_pong.tf.Graph().as_default():

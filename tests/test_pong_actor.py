@@ -14,10 +14,10 @@ import pytest
 
 import pong_actor
 from pong_actor import Actors, ActorsKeepDying, Player, PolicyWeights, Pong, PongActor
-from preprocessing import preprocessing_image
+from preprocessing import preprocessing_image, state_size, with_blocks
 
 GAME = pong_actor.game("Pong-v0")
-SIZES = 20, 1, 300  # steps of a rollout, frames of a state, hidden units
+SIZES = 20, 6400, 300  # steps of a rollout, inputs of a state, hidden units
 
 
 def a_policy(seed=0):
@@ -190,7 +190,7 @@ def test_epsilon_is_the_share_of_random_actions_and_the_others_are_the_best():
 
 
 def test_an_actor_plays_with_the_epsilon_it_is_told(start):
-    actor = start(sizes=(300, 1, 300), policy=a_policy())
+    actor = start(sizes=(300, 6400, 300), policy=a_policy())
     assert len(set(actor.play(300).actions)) == 6
     actor.policy.head_kernel[...] = 0  # the bias decides: always the same action
     best = int(np.argmax(actor.policy.head_bias))
@@ -201,20 +201,26 @@ def test_an_actor_plays_with_the_epsilon_it_is_told(start):
 # ---------------------------------------------------------------------------------------- rollouts
 
 
-def test_a_state_of_two_frames_is_the_latest_and_the_one_before_it():
-    policy = PolicyWeights(*(np.zeros(n, np.float32) for n in ((12800, 300), 300, (300, 6), 6)))
+@pytest.mark.parametrize("blocks", [False, True])
+def test_a_state_of_two_frames_is_the_latest_and_the_one_before_it(blocks):
+    size = state_size(1, blocks)
+
+    def dense_frame(pixels):
+        return np.isin(np.arange(size), with_blocks(pixels) if blocks else pixels)
+
+    policy = PolicyWeights(*(np.zeros(n, np.float32) for n in ((2 * size, 300), 300, (300, 6), 6)))
     player, pong = Player(Pong("Pong-v0", 7), policy, 8), Pong("Pong-v0", 7)
-    latest = before = dense(pong.reset())  # a game's first frame stands for the one before it
+    latest = before = dense_frame(pong.reset())  # a game's first frame stands for the one before it
     for _ in range(60):
         rollout = player.play(20)
-        states = np.zeros((len(rollout.states), 2, 6400))
-        states.reshape(len(states), 12800)[:, rollout.rows] = rollout.states
+        states = np.zeros((len(rollout.states), 2, size))
+        states.reshape(len(states), 2 * size)[:, rollout.rows] = rollout.states
         assert np.array_equal(states[0], [latest, before])
         for action, state in zip(rollout.actions, states[1:]):
-            latest, before = dense(pong.step(action)[0]), latest
+            latest, before = dense_frame(pong.step(action)[0]), latest
             assert np.array_equal(state, [latest, before])
         if rollout.terminal:
-            latest = before = dense(pong.reset())
+            latest = before = dense_frame(pong.reset())
 
 
 def test_an_action_chosen_ahead_is_taken_whatever_the_policy_is_by_then():
@@ -289,7 +295,7 @@ def test_what_is_written_to_shared_memory_is_read_from_it(terminal, truncated):
 
 
 def test_a_rollout_ends_with_the_game_and_the_next_begins_another(start):
-    actor = start(sizes=(5000, 1, 300), policy=a_policy())
+    actor = start(sizes=(5000, 6400, 300), policy=a_policy())
     rollout = actor.play(5000)
     won, lost = (rollout.rewards == 1).sum(), (rollout.rewards == -1).sum()
     assert rollout.terminal is True
@@ -349,14 +355,14 @@ def test_a_restored_actor_plays_on_as_the_one_whose_state_it_has(start, frames, 
     kernel, *others = a_policy()
     policy = np.tile(kernel, (frames, 1)), *others
     options = dict(policy=policy, ahead=ahead)
-    one, kept, games = start(seed=[1], sizes=(20, frames, 300), **options), [], []
+    one, kept, games = start(seed=[1], sizes=(20, len(policy[0]), 300), **options), [], []
     for _ in range(5):
         one.play(7, epsilon)
         one.ask_for_state()
         kept.append(one.state())
         games.append([copied(one.play(20, epsilon)) for _ in range(26)])  # 520 steps from there on
         one.restore(kept[-1])
-    other = start(seed=[2], sizes=(50, frames, 300), **options)
+    other = start(seed=[2], sizes=(50, len(policy[0]), 300), **options)
     other.play(5)
     for state, game in zip(kept, games):
         other.restore(state)
@@ -423,7 +429,7 @@ def test_a_closed_actor_is_gone(start):
 @pytest.mark.parametrize("window", [False, True])
 def test_an_actor_ends_when_its_connection_closes(start, monkeypatch, window):
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")  # a window nobody sees, real in all else
-    actor = start(sizes=(5000, 1, 300), policy=a_policy(), window=window)
+    actor = start(sizes=(5000, 6400, 300), policy=a_policy(), window=window)
     actor.play(20)
     if window:  # a game takes a minute there
         actor.connection.send(struct.pack(pong_actor.REQUEST, 5000, math.nan))
@@ -434,7 +440,7 @@ def test_an_actor_ends_when_its_connection_closes(start, monkeypatch, window):
 def test_an_actor_ends_when_its_parent_is_killed():
     source = """
 from pong_actor import PongActor, game
-actor = PongActor(game("Pong-v0"), [1], (20, 1, 300))
+actor = PongActor(game("Pong-v0"), [1], (20, 6400, 300))
 actor.play(20)
 print(actor.process.pid, flush=True)
 while True:

@@ -47,7 +47,7 @@ def test_a_curve_is_an_area_in_eighths():
 
 @pytest.fixture
 def actor():
-    actor = pong_actor.PongActor(pong_actor.game("Pong-v0"), [1], (20, 2, 300))  # with two frames
+    actor = pong_actor.PongActor(pong_actor.game("Pong-v0"), [1], (20, 12800, 300))  # two frames
     yield actor
     actor.close()
 
