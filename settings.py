@@ -99,10 +99,10 @@ PRESETS = {
     "chapter": {},
     # every point an episode of its own, and rollouts that hold the rally before it
     "rally": dict(
-        frames=2, steps_per_update=240, cut_at_points=True, lost_game_reward=None,
+        frames=2, blocks=True, steps_per_update=240, cut_at_points=True, lost_game_reward=None,
         gamma=0.99, gae_lambda=0.95, loss="sum", rmsprop_decay=0.99, rmsprop_epsilon=1e-4,
-        lr_actor=7e-4, lr_critic=1.4e-3, anneal_steps=24_000_000,
-        beta=0.006, beta_end=0.0005, beta_steps=12_000_000,
+        lr_actor=7e-4, lr_critic=1.4e-3, anneal_steps=10_000_000,
+        beta=0.006, beta_end=0.0005, beta_steps=10_000_000,
     ),
 }  # fmt: skip
 
