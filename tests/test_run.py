@@ -306,9 +306,9 @@ def test_a_preset_is_a_default_for_other_settings(start):
     assert run.wait() == 0
     settings = json.loads((run.folder / "run" / "config.json").read_text())["settings"]
     assert settings["preset"] == "rally"
-    assert (settings["workers"], settings["gamma"], settings["max_steps"]) == (1, 0.5, 500)
+    assert settings["workers"] == 1
     preset = PRESETS["rally"]
-    expected = {**preset, "gamma": 0.5}
+    expected = {**preset, "gamma": 0.5, "max_steps": 500}
     assert {name: settings[name] for name in preset} == expected
     chapter = dataclasses.asdict(a3c_pong.Settings())
     assert all(preset[name] != chapter[name] for name in preset)  # nothing in it is idle
