@@ -103,7 +103,7 @@ static void see(Game *game, int first) {
         memcpy(game->seen[i], game->seen[i - 1], sizeof game->seen[i]);
         game->seen_count[i] = game->seen_count[i - 1];
     }
-    if (n > 95) n = 95;  // in play there are 40 at most
+    if (n > 95) n = 95;  // in play there are some 40; more where colours cycle, long after a game
     for (int i = 0; i < (first ? count : 1); i++) {
         memcpy(game->seen[i], pixels, n * sizeof *pixels);
         game->seen_count[i] = option.blocks ? with_blocks(game->seen[i], n) : n;

@@ -11,7 +11,7 @@
 enum { PLAYER_0, PLAYER_1, BALL = 4 };                   // the chip's objects; 2 and 3 are unused
 enum { OF_PLAYER_0, OF_PLAYER_1, OF_BALL, OF_NOTHING };  // its colours
 enum { LOOPS = 91, FOREVER = 1000 };  // of the court, two lines each; a line after all of them
-enum { TURNED = 1, SLOWEST = 27450, FASTEST = 790196, TURN = 23000 };  // the paddle; resistances
+enum { TURNED = 1, LOWEST = 27450, HIGHEST = 790196, TURN = 23000 };  // the paddle; resistances
 
 typedef struct {
     int from, to;  // lines, the first and the one after the last; none where they are equal
@@ -157,8 +157,8 @@ static inline int pong_frame(Pong *pong, int action, int reset_pressed, int cold
     int paddle = pong->paddle[TURNED];
     if (action == 2 || action == 4) paddle -= TURN;
     if (action == 3 || action == 5) paddle += TURN;
-    if (paddle < SLOWEST) paddle = SLOWEST;
-    pong->paddle[TURNED] = paddle > FASTEST ? FASTEST : paddle;
+    if (paddle < LOWEST) paddle = LOWEST;
+    pong->paddle[TURNED] = paddle > HIGHEST ? HIGHEST : paddle;
     pong->joystick = action == 1 || action >= 4 ? 0xbf : 0xff;
     pong->switches = reset_pressed ? 0x3e : 0x3f;
     pong_run(pong, cold);
@@ -176,7 +176,7 @@ static inline int pong_act(Pong *pong, int action) {
 // ALE's `reset_game`: a second without, and some frames with the console's button pressed.
 static void pong_reset(Pong *pong) {
     memset(pong, 0, sizeof *pong);
-    pong->paddle[0] = pong->paddle[1] = (SLOWEST + FASTEST) / 2;
+    pong->paddle[0] = pong->paddle[1] = (LOWEST + HIGHEST) / 2;
     for (int i = 0; i < 60; i++) pong_frame(pong, 0, 0, i == 0);
     for (int i = 0; i < 4; i++) pong_frame(pong, 0, 1, 0);
     pong->score = pong->over = 0;
