@@ -3,6 +3,7 @@
 import csv
 import ctypes
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -21,8 +22,9 @@ pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="gcc is not inst
 
 SEARCH = ROOT / "search"
 FLAGS = "-std=gnu11 -O3 -march=native -ffast-math".split()  # as run.py's
-BALL_X, BALL_Y, PLAYER_Y = 0x31, 0x36, 0x33  # in the game's memory
-BALL_SPEEDS, OPPONENT_Y = (0x38, 0x39, 0x3A), 0x15
+# in the game's memory
+BALL_X, BALL_Y, BALL_SPEEDS, PLAYER_Y, OPPONENT_Y = 0x31, 0x36, (0x38, 0x39, 0x3A), 0x33, 0x15
+SCORES, CLOCK = (0x0D, 0x0E), (0x09, 0x0A)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,8 @@ class Lockstep:
         self.actions = self.ale.getMinimalActionSet()
         self.ram = np.ctypeslib.as_array(library.ram(), (128,))
         self.screen, self.pixels = np.empty(SCREEN_SHAPE, np.uint8), np.empty(6800, np.int32)
-        self.points, self.games, self.since_point, self.longest_rally = [0, 0], 0, 0, 0
+        self.points, self.games, self.won = [0, 0], 0, 0
+        self.since_point, self.longest_rally = 0, 0
 
     def reset(self):
         self.ale.reset_game()
@@ -75,6 +78,7 @@ class Lockstep:
             self.points[reward > 0] += 1
         if self.ale.game_over():
             self.games += 1
+            self.won += self.ram[SCORES[1]] == 21
             self.act_after_the_end()
             self.reset()
 
@@ -93,16 +97,38 @@ class Lockstep:
             count = self.library.add_blocks(pointer, count)
             assert np.array_equal(np.sort(self.pixels[:count]), with_blocks(expected))
 
-    def change_memory(self, rng):
-        """Put the ball and the opponent somewhere else, with other speeds."""
-        changes = {BALL_X: rng.integers(256), BALL_Y: rng.integers(0x28, 0xDA)}
-        changes |= {OPPONENT_Y: rng.integers(0x30, 0xD0)}
-        changes |= dict(zip(BALL_SPEEDS, (rng.integers(-6, 7), rng.integers(256), rng.choice(
-            [-4, -3, -2, -1, 1, 2, 3, 4]
-        ))))  # fmt: skip
+    def poke(self, changes):
+        """Change both memories; changes: address -> int."""
         for address, value in changes.items():
             self.ram[address] = int(value) & 255
             self.ale.setRAM(address, int(value) & 255)
+
+
+def nothing(game, rng, frame):
+    pass
+
+
+def moving_the_ball(game, rng, frame):
+    """Puts it somewhere else, with another speed, often where the beam is when it is drawn."""
+    if frame > 70 and frame % 13 == 0:
+        sideways = rng.choice([-4, -3, -2, -1, 1, 2, 3, 4])
+        speeds = rng.integers(-6, 7), rng.integers(256), sideways
+        x = rng.integers(256) if rng.random() < 0.3 else rng.integers(0x78, 0xA0)
+        places = {BALL_X: x, BALL_Y: rng.integers(0x28, 0xDA), OPPONENT_Y: rng.integers(0x30, 0xD0)}
+        game.poke(places | dict(zip(BALL_SPEEDS, speeds)))
+
+
+def setting_the_clock(game, rng, frame):
+    """As after hours of play: the colours cycle."""
+    if frame == 200:
+        game.poke({CLOCK[0]: 0xFE})
+    if frame > 300 and frame % 10 == 0:
+        game.poke({CLOCK[1]: rng.integers(256)})
+
+
+def nearly_winning(game, rng, frame):
+    if frame == 100:
+        game.poke({SCORES[0]: 19, SCORES[1]: 20})
 
 
 def at_random(game, rng, held):
@@ -123,27 +149,36 @@ def following(game, rng, held):
     return int(distance < -3 and 2 + 2 * fire or distance > 3 and 3 + 2 * fire or fire)
 
 
-@pytest.mark.parametrize("player, frames, changing", [
-    (lambda *_: 0, 3500, False),  # to the game's end
-    (at_random, 1000, False),
-    (holding, 1000, False),
-    (following, 2500, False),
-    (following, 1500, True),
+@pytest.mark.parametrize("player, frames, change", [
+    (lambda *_: 0, 3500, nothing),  # to the game's end
+    (at_random, 1000, nothing),
+    (holding, 1000, nothing),
+    (following, 2500, nothing),
+    (following, 4000, moving_the_ball),
+    (at_random, 1500, setting_the_clock),
+    (following, 1500, nearly_winning),
 ])  # fmt: skip
-def test_the_compiled_game_is_ale_py_s_in_every_frame(library, player, frames, changing):
+def test_the_compiled_game_is_ale_py_s_in_every_frame(library, player, frames, change):
     game, rng, action = Lockstep(library), np.random.default_rng(0), 0
     game.reset()
     for frame in range(frames):
-        if changing and frame > 70 and frame % 37 == 0:
-            game.change_memory(rng)
+        change(game, rng, frame)
         action = player(game, rng, action)
         game.act(action)
     lost, won = game.points
-    if player is following:
-        assert changing or (won > 0 and game.longest_rally > 300)
-    else:
-        assert lost > 2
-    assert game.games == (frames == 3500)
+    if change is nothing:
+        assert won and game.longest_rally > 300 if player is following else lost > 2
+    assert game.won == (change is nearly_winning)
+    assert game.games >= (frames == 3500) + (change is nearly_winning)
+
+
+def test_the_compiled_learner_s_defaults_are_the_preset_s():
+    text = (SEARCH / "a3c.c").read_text()
+    options = dict(re.findall(r"X\((\w+), ([\w.-]+)\)", text))
+    assert len(PRESETS["rally"].keys() & options) > 12
+    for name in PRESETS["rally"].keys() & options:
+        assert float(options[name]) == (PRESETS["rally"][name] or 0), name
+    assert PRESETS["rally"]["loss"] == "sum" and options["mean"] == "0"
 
 
 def played_rollouts(settings):
@@ -177,6 +212,8 @@ class Real:
             self.globalAC = network("globalnet", self.session, 6, settings)
             self.local = network("W_0", self.session, 6, settings, self.globalAC)
             self.session.run(tf.global_variables_initializer())
+        kernel = self.globalAC.net.kernel  # larger, for some units to be at 6, where relu6 ends
+        kernel.load(4 * self.session.run(kernel), self.session)
         shapes = (inputs, 300), (300,), (300, 6), (6,)
         self.policy = pong_actor.PolicyWeights(*(np.zeros(n, np.float32) for n in shapes))
         self.local.pull_global(self.policy)
