@@ -113,7 +113,7 @@ def moving_the_ball(game, rng, frame):
     if frame > 70 and frame % 13 == 0:
         sideways = rng.choice([-4, -3, -2, -1, 1, 2, 3, 4])
         speeds = rng.integers(-6, 7), rng.integers(256), sideways
-        x = rng.integers(256) if rng.random() < 0.3 else rng.integers(0x78, 0xA0)
+        x = rng.integers(256) if rng.random() < 0.3 else rng.integers(0x90, 0xB0)
         places = {BALL_X: x, BALL_Y: rng.integers(0x28, 0xDA), OPPONENT_Y: rng.integers(0x30, 0xD0)}
         game.poke(places | dict(zip(BALL_SPEEDS, speeds)))
 
