@@ -1,0 +1,328 @@
+"""The compiled game is ale-py's, and the compiled learner's updates are a3c_pong's."""
+
+import csv
+import ctypes
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import ale_py
+import numpy as np
+import pytest
+from program import ROOT
+
+import a3c_pong
+import pong_actor
+from preprocessing import SCREEN_SHAPE, active_pixels, state_size, with_blocks
+from settings import PRESETS
+
+pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="gcc is not installed")
+
+SEARCH = ROOT / "search"
+FLAGS = "-std=gnu11 -O3 -march=native -ffast-math".split()  # as run.py's
+# in the game's memory
+BALL_X, BALL_Y, BALL_SPEEDS, PLAYER_Y, OPPONENT_Y = 0x31, 0x36, (0x38, 0x39, 0x3A), 0x33, 0x15
+SCORES, CLOCK = (0x0D, 0x0E), (0x09, 0x0A)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("search")
+    subprocess.run([sys.executable, SEARCH / "translate.py", folder], check=True)
+    source, library = ROOT / "tests/search_library.c", folder / "library.so"
+    command = ["gcc", *FLAGS, "-shared", "-fPIC", "-I", SEARCH, "-I", folder, source]
+    subprocess.run([*command, "-o", library, "-lm"], check=True)
+    return library
+
+
+@pytest.fixture
+def library(built, tmp_path):
+    """A copy of its own, since there is one game and one network in each."""
+    library = ctypes.CDLL(shutil.copy(built, tmp_path))
+    library.ram.restype = ctypes.POINTER(ctypes.c_uint8)
+    library.weights.restype = ctypes.POINTER(ctypes.c_float)
+    library.set.argtypes = [ctypes.c_char_p, ctypes.c_double]
+    library.put_step.argtypes = [*[ctypes.c_int] * 2, ctypes.c_void_p, ctypes.c_int, ctypes.c_float]
+    library.learn.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_double]
+    return library
+
+
+class Lockstep:
+    """ale-py's game and the compiled one, the same in every frame."""
+
+    def __init__(self, library):
+        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+        self.library, self.ale = library, ale_py.ALEInterface()
+        self.ale.setFloat("repeat_action_probability", 0)
+        self.ale.loadROM(str(pathlib.Path(ale_py.__file__).parent / "roms" / "pong.bin"))
+        self.actions = self.ale.getMinimalActionSet()
+        self.ram = np.ctypeslib.as_array(library.ram(), (128,))
+        self.screen, self.pixels = np.empty(SCREEN_SHAPE, np.uint8), np.empty(6800, np.int32)
+        self.points, self.games, self.won = [0, 0], 0, 0
+        self.since_point, self.longest_rally = 0, 0
+
+    def reset(self):
+        self.ale.reset_game()
+        self.library.reset()
+        self.compare()
+
+    def act(self, action):
+        reward = self.ale.act(self.actions[action])
+        assert self.library.act(action) == reward
+        self.compare()
+        self.since_point = 0 if reward else self.since_point + 1
+        self.longest_rally = max(self.longest_rally, self.since_point)
+        if reward:
+            self.points[reward > 0] += 1
+        if self.ale.game_over():
+            self.games += 1
+            self.won += self.ram[SCORES[1]] == 21
+            self.act_after_the_end()
+            self.reset()
+
+    def act_after_the_end(self):
+        assert self.ale.act(self.actions[2]) == self.library.act(2) == 0
+        self.compare()
+
+    def compare(self):
+        assert np.array_equal(self.ram, self.ale.getRAM())
+        assert self.ale.game_over() == self.library.over()
+        self.ale.getScreen(self.screen)
+        expected, pointer = active_pixels(self.screen), self.pixels.ctypes.data_as(ctypes.c_void_p)
+        count = self.library.active_pixels(pointer)
+        assert np.array_equal(self.pixels[:count], expected)
+        if count <= 400:
+            count = self.library.add_blocks(pointer, count)
+            assert np.array_equal(np.sort(self.pixels[:count]), with_blocks(expected))
+
+    def poke(self, changes):
+        """Change both memories; changes: address -> int."""
+        for address, value in changes.items():
+            self.ram[address] = int(value) & 255
+            self.ale.setRAM(address, int(value) & 255)
+
+
+def nothing(game, rng, frame):
+    pass
+
+
+def moving_the_ball(game, rng, frame):
+    """Puts it somewhere else, with another speed, often where the beam is when it is drawn."""
+    if frame > 70 and frame % 13 == 0:
+        sideways = rng.choice([-4, -3, -2, -1, 1, 2, 3, 4])
+        speeds = rng.integers(-6, 7), rng.integers(256), sideways
+        x = rng.integers(256) if rng.random() < 0.3 else rng.integers(0x90, 0xB0)
+        places = {BALL_X: x, BALL_Y: rng.integers(0x28, 0xDA), OPPONENT_Y: rng.integers(0x30, 0xD0)}
+        game.poke(places | dict(zip(BALL_SPEEDS, speeds)))
+
+
+def setting_the_clock(game, rng, frame):
+    """As after hours of play: the colours cycle."""
+    if frame == 200:
+        game.poke({CLOCK[0]: 0xFE})
+    if frame > 300 and frame % 10 == 0:
+        game.poke({CLOCK[1]: rng.integers(256)})
+
+
+def nearly_winning(game, rng, frame):
+    if frame == 100:
+        game.poke({SCORES[0]: 19, SCORES[1]: 20})
+
+
+def at_random(game, rng, held):
+    return int(rng.integers(6))
+
+
+def holding(game, rng, held):
+    """An action for up to a second."""
+    return int(rng.integers(6)) if rng.random() < 1 / 30 else held
+
+
+def following(game, rng, held):
+    """Goes where the ball is, so that it meets the paddle's middle or, now and then, its edge."""
+    if rng.random() < 0.25 or not game.ram[BALL_Y]:
+        return held
+    distance = int(game.ram[BALL_Y]) - int(game.ram[PLAYER_Y]) - 6 + int(rng.integers(-2, 3))
+    fire = rng.random() < 0.3
+    return int(distance < -3 and 2 + 2 * fire or distance > 3 and 3 + 2 * fire or fire)
+
+
+@pytest.mark.parametrize("player, frames, change", [
+    (lambda *_: 0, 3500, nothing),  # to the game's end
+    (at_random, 1000, nothing),
+    (holding, 1000, nothing),
+    (following, 2500, nothing),
+    (following, 4000, moving_the_ball),
+    (at_random, 1500, setting_the_clock),
+    (following, 1500, nearly_winning),
+])  # fmt: skip
+def test_the_compiled_game_is_ale_py_s_in_every_frame(library, player, frames, change):
+    game, rng, action = Lockstep(library), np.random.default_rng(0), 0
+    game.reset()
+    for frame in range(frames):
+        change(game, rng, frame)
+        action = player(game, rng, action)
+        game.act(action)
+    lost, won = game.points
+    if change is nothing:
+        assert won and game.longest_rally > 300 if player is following else lost > 2
+    assert game.won == (change is nearly_winning)
+    assert game.games >= (frames == 3500) + (change is nearly_winning)
+
+
+def test_the_compiled_learner_s_defaults_are_the_preset_s():
+    text = (SEARCH / "a3c.c").read_text()
+    options = dict(re.findall(r"X\((\w+), ([\w.-]+)\)", text))
+    assert len(PRESETS["rally"].keys() & options) > 12
+    for name in PRESETS["rally"].keys() & options:
+        assert float(options[name]) == (PRESETS["rally"][name] or 0), name
+    assert PRESETS["rally"]["loss"] == "sum" and options["mean"] == "0"
+
+
+def played_rollouts(settings):
+    """The rollouts of a game of real play, to its end."""
+    inputs = state_size(settings.frames, settings.blocks)
+    game = pong_actor.Game("Pong-v0", num_actions=6, frames_per_step=3.0)
+    actor = pong_actor.PongActor(game, [1, 2], (settings.steps_per_update, inputs, 300))
+    rng, rollouts = np.random.default_rng(0), []
+    actor.policy.kernel[...] = rng.normal(0, 0.1, actor.policy.kernel.shape)
+    actor.policy.head_kernel[...] = rng.normal(0, 0.1, actor.policy.head_kernel.shape)
+    try:
+        while not rollouts or not rollouts[-1].terminal:
+            rollout = actor.play(settings.steps_per_update)
+            rollouts.append(rollout._replace(**{
+                name: np.copy(getattr(rollout, name))
+                for name in ("rows", "states", "actions", "rewards")
+            }))  # fmt: skip
+    finally:
+        actor.close()
+    return rollouts
+
+
+class Real:
+    """The real global network, and a worker's that is pulled before every update."""
+
+    def __init__(self, tf, settings):
+        self.settings, inputs = settings, state_size(settings.frames, settings.blocks)
+        with tf.Graph().as_default(), tf.device("/cpu:0"):
+            tf.set_random_seed(3)
+            self.session, network = a3c_pong.new_session(), a3c_pong.ActorCriticNetwork
+            self.globalAC = network("globalnet", self.session, 6, settings)
+            self.local = network("W_0", self.session, 6, settings, self.globalAC)
+            self.session.run(tf.global_variables_initializer())
+        kernel = self.globalAC.net.kernel  # larger, for some units to be at 6, where relu6 ends
+        kernel.load(4 * self.session.run(kernel), self.session)
+        shapes = (inputs, 300), (300,), (300, 6), (6,)
+        self.policy = pong_actor.PolicyWeights(*(np.zeros(n, np.float32) for n in shapes))
+        self.local.pull_global(self.policy)
+
+    def learn(self, rollout, steps_done):
+        run = a3c_pong.Run(self.settings)
+        run.agent_steps = steps_done
+        rewards = a3c_pong.learning_rewards(rollout, self.settings.lost_game_reward)
+        ends = [self.settings.cut_at_points and reward != 0 for reward in rewards]
+        ends[-1] = ends[-1] or rollout.terminal
+        lambda_ = self.local.lambda_
+        returns = a3c_pong.lambda_returns(rewards, ends, self.settings.gamma, lambda_)
+        self.local.update_global(rollout, *returns, run.annealed(), run.beta())
+        self.local.pull_global(self.policy)
+
+    def weights(self):
+        """In the compiled learner's order: kernel, biases, actor's and critic's heads."""
+        net = self.globalAC
+        kernel, *params = self.session.run([net.net.kernel, *net.a_params, *net.c_params])
+        a_bias, a_head, a_head_bias, c_bias, c_head, c_head_bias = params
+        return [
+            kernel,
+            np.concatenate([a_bias, c_bias]),
+            np.concatenate([a_head.T.ravel(), c_head.ravel()]),
+            np.concatenate([a_head_bias, c_head_bias]),
+        ]
+
+
+OTHERS = dict(
+    frames=1, blocks=False, steps_per_update=50, cut_at_points=False, lost_game_reward=-20,
+    gamma=0.9, gae_lambda=1.0, loss="mean", beta_steps=None, anneal_steps=None,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("others", [{}, OTHERS], ids=["preset", "others"])
+def test_the_compiled_learner_s_weights_are_a3c_pong_s(tf, library, others):
+    """After every update of a game, to 1e-6.
+
+    The weights are some 0.1, of which float32 rounds off 1e-8, and an update moves them by up to
+    1e-3. What may differ is the order of sums over 240 steps: 3e-8 where this was written.
+    """
+    settings = a3c_pong.Settings(**PRESETS["rally"] | others)
+    for name, value in others.items():
+        name, value = ("mean", value == "mean") if name == "loss" else (name, value or 0)
+        assert library.set(name.encode(), value)
+    library.build_networks()
+    real = Real(tf, settings)
+    before = real.weights()
+    ours = [
+        np.ctypeslib.as_array(library.weights(i), weights.shape) for i, weights in enumerate(before)
+    ]
+    for mine, weights in zip(ours, before):
+        mine[...] = weights
+    steps_done, rollouts = 0, played_rollouts(settings)
+    assert sum(np.any(rollout.rewards) for rollout in rollouts) > 3
+    for rollout in rollouts:
+        real.learn(rollout, steps_done)
+        steps = len(rollout.actions)
+        for t, state in enumerate(rollout.states):
+            inputs = rollout.rows[state > 0].astype(np.int32)
+            last = t == steps
+            what = (0, 0) if last else (rollout.actions[t], rollout.rewards[t])
+            library.put_step(t, len(inputs), inputs.ctypes.data, *what)
+        library.learn(steps, rollout.terminal, steps_done)
+        for mine, weights in zip(ours, real.weights()):
+            np.testing.assert_allclose(mine, weights, rtol=0, atol=1e-6)
+        steps_done += 1_000_000
+    for mine, weights in zip(ours, before):
+        assert np.abs(mine - weights).max() > 1e-3
+
+
+@pytest.fixture(scope="module")
+def run(built):
+    """run(argument, ...) starts run.py."""
+    command = [sys.executable, SEARCH / "run.py", "--build", built.parent]
+    return lambda *arguments: subprocess.run([*command, *arguments], capture_output=True, text=True)
+
+
+def test_runs_make_a_table_like_the_one_in_results(run, tmp_path):
+    result = tmp_path / "result.csv"
+    options = "--seeds", "1-2", "--steps", "1e4"
+    done = run(result, *options, "--", "", "steps_per_update=20 blocks=0")
+    assert (done.returncode, done.stderr) == (0, "")
+    columns, *rows = csv.reader(result.open())
+    assert columns == next(csv.reader((ROOT / "results/search-compiled.csv").open()))
+    assert sorted(row[:5] for row in rows) == [
+        ["20", "blocks=0", "10", "10", "1"], ["20", "blocks=0", "10", "10", "2"],
+        ["240", "", "10", "10", "1"], ["240", "", "10", "10", "2"],
+    ]  # fmt: skip
+    run(result, *options)  # a seed gives the same run again
+    again = list(csv.reader(result.open()))[5:]
+    assert sorted(again) == sorted(row for row in rows if row[0] == "240")
+
+
+def test_bad_input_gets_one_line_and_status_2(run, tmp_path):
+    result, other = tmp_path / "result.csv", tmp_path / "other.csv"
+    other.write_text("a,b\n")
+    for arguments, words in (
+        ([result, "--", "foo=1"], "foo=1"),
+        ([result, "--", "gamma"], "gamma"),
+        ([result, "--", "gamma=x"], "gamma=x"),
+        ([result, "--", "seed=1"], "--seeds"),
+        ([result, "--", "steps_per_update=9999"], "1 to 2000"),
+        ([result, "--seeds", "3-1"], "--seeds"),
+        ([result, "--steps", "inf"], "--steps"),
+        ([other], "other.csv"),
+        ([], "RESULT.csv"),
+    ):
+        done = run(*arguments)
+        assert done.returncode == 2, arguments
+        assert words in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not result.exists()
