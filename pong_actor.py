@@ -31,13 +31,7 @@ import ale_py
 import gymnasium
 import numpy as np
 
-from preprocessing import (
-    SCREEN_SHAPE,
-    active_pixels,
-    frames_and_blocks,
-    state_size,
-    with_blocks,
-)
+from preprocessing import SCREEN_SHAPE, active_pixels, frames_and_blocks, state_size, with_blocks
 
 MESSAGE_SIZE = 64  # bytes, more than any message has; the arrays go through shared memory
 REQUEST = "id"  # a rollout: how many steps, and epsilon, which is NaN for None

@@ -10,7 +10,7 @@ import numpy as np
 
 SCREEN_SHAPE = (210, 160)  # rows, columns of the Atari screen
 INPUT_SIZE = 80 * 80
-BLOCK = 4  # pixels, the side of a block
+BLOCKS = 20 * 20  # of 4 x 4 pixels
 # the court between the walls, every second row and column
 COURT = slice(35, 195, 2), slice(None, None, 2)
 
@@ -26,8 +26,8 @@ EMPTY_WORD = np.uint64(0x2222222222222222)
 PIXELS_OF_WORD = np.arange(INPUT_SIZE).reshape(-1, 4)
 # [6400]: pixel of the input -> place on the screen
 SCREEN_ADDRESS = np.arange(210 * 160).reshape(SCREEN_SHAPE)[COURT].ravel()
-# [6400]: pixel of the input -> its block, of 400
-BLOCK_OF_PIXEL = np.arange(400).reshape(20, 20).repeat(BLOCK, 0).repeat(BLOCK, 1).ravel()
+# [6400]: pixel of the input -> its block
+BLOCK_OF_PIXEL = np.arange(BLOCKS).reshape(20, 20).repeat(4, 0).repeat(4, 1).ravel()
 
 
 def preprocessing_image(obs):
@@ -80,14 +80,14 @@ def with_blocks(pixels):
     Returns:
         [k + n] int64, sorted: the pixels, and 6,400 + block for each of the n blocks that are on.
     """
-    on = np.zeros(state_size(1, True) - INPUT_SIZE, bool)
+    on = np.zeros(BLOCKS, bool)
     on[BLOCK_OF_PIXEL[pixels]] = True
     return np.concatenate([pixels, INPUT_SIZE + on.nonzero()[0]])
 
 
 def state_size(frames, blocks):
     """How many inputs a state is: 6,400 for each of its frames, and 400 more with its blocks."""
-    return frames * (INPUT_SIZE + blocks * (80 // BLOCK) ** 2)
+    return frames * (INPUT_SIZE + blocks * BLOCKS)
 
 
 def frames_and_blocks(inputs):
