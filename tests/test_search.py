@@ -243,7 +243,7 @@ class Real:
 
 
 OTHERS = dict(
-    frames=1, blocks=False, steps_per_update=50, cut_at_points=False, lost_game_reward=-20,
+    frames=1, blocks=True, steps_per_update=50, cut_at_points=False, lost_game_reward=-20,
     gamma=0.9, gae_lambda=1.0, loss="mean", beta_steps=None, anneal_steps=None,
 )  # fmt: skip
 
@@ -295,13 +295,13 @@ def run(built):
 def test_runs_make_a_table_like_the_one_in_results(run, tmp_path):
     result = tmp_path / "result.csv"
     options = "--seeds", "1-2", "--steps", "1e4"
-    done = run(result, *options, "--", "", "steps_per_update=20 blocks=0")
+    done = run(result, *options, "--", "", "steps_per_update=20 blocks=1")
     assert (done.returncode, done.stderr) == (0, "")
     columns, *rows = csv.reader(result.open())
     assert columns == next(csv.reader((ROOT / "results/search-compiled.csv").open()))
     assert sorted(row[:5] for row in rows) == [
-        ["20", "blocks=0", "10", "10", "1"], ["20", "blocks=0", "10", "10", "2"],
-        ["240", "", "10", "10", "1"], ["240", "", "10", "10", "2"],
+        ["20", "blocks=1", "10", "4", "1"], ["20", "blocks=1", "10", "4", "2"],
+        ["240", "", "10", "4", "1"], ["240", "", "10", "4", "2"],
     ]  # fmt: skip
     run(result, *options)  # a seed gives the same run again
     again = list(csv.reader(result.open()))[5:]
