@@ -36,7 +36,7 @@ import pong_actor
 import watch
 from display import RewardWindow, draw_comparison, draw_curve, duration, new_display
 from graph import load_tensorflow, make_callable, new_session, tf
-from preprocessing import state_size
+from preprocessing import INPUT_SIZE
 from settings import Settings, fail, parse_settings
 from training import (
     Run,
@@ -104,8 +104,7 @@ class Network:
     def _build_net(self):
         """A `Net` for the state, of new variables or, where the scope is reused, of its own."""
         w_init, b_init = tf.random_normal_initializer(0.0, 0.1), tf.zeros_initializer()
-        inputs = state_size(self.settings.frames, self.settings.blocks)
-        units = [n for n, *_ in self.heads().values()]
+        inputs, units = INPUT_SIZE * self.settings.frames, [n for n, *_ in self.heads().values()]
         kernel = tf.get_variable("kernel", [inputs, sum(units)], initializer=w_init)
         net = Net(kernel, tf.gather(kernel, self.rows), {}, {})
         layers = tf.split(self.s @ net.kernel_rows, units, axis=1)  # [T + 1, n]

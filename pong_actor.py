@@ -31,7 +31,7 @@ import ale_py
 import gymnasium
 import numpy as np
 
-from preprocessing import SCREEN_SHAPE, active_pixels, frames_and_blocks, state_size, with_blocks
+from preprocessing import INPUT_SIZE, SCREEN_SHAPE, active_pixels
 
 MESSAGE_SIZE = 64  # bytes, more than any message has; the arrays go through shared memory
 REQUEST = "id"  # a rollout: how many steps, and epsilon, which is NaN for None
@@ -240,9 +240,7 @@ class Player:
         self.actions = range(actions)
         self.ones = np.ones(inputs, np.float32)
         self.column = np.empty(inputs, np.int64)  # input -> its column in a rollout's states
-        frames, self.blocks = frames_and_blocks(inputs)
-        self.frames = collections.deque(maxlen=frames)  # the latest, newest first
-        self.first_inputs = np.arange(frames) * state_size(1, self.blocks)  # of each
+        self.frames = collections.deque(maxlen=inputs // INPUT_SIZE)  # the latest, newest first
         self.game_over = True
 
     def outputs(self, state):
@@ -323,15 +321,13 @@ class Player:
             self.frames.extend(np.array(frame, np.int64) for frame in about["frames"])
 
     def _see(self, pixels):
-        """The active inputs with one more frame: its own, then those of the ones before it."""
-        if self.blocks:
-            pixels = with_blocks(pixels)
+        """The active inputs with one more frame: its pixels, then those of the ones before it."""
         if self.frames.maxlen == 1:
             return pixels
         self.frames.appendleft(pixels)
         while len(self.frames) < self.frames.maxlen:  # a game's first has none before it
             self.frames.append(pixels)
-        return np.concatenate([frame + k for frame, k in zip(self.frames, self.first_inputs)])
+        return np.concatenate([frame + k * INPUT_SIZE for k, frame in enumerate(self.frames)])
 
     def _over_rows(self, active):
         """Active inputs of n states -> (rows [U], states [n, U])."""

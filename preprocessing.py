@@ -3,14 +3,13 @@
 `preprocessing_image` is the chapter's function: an RGB frame becomes a vector of 6,400 zeros and
 ones. `active_pixels` gives the same vector as the sorted indices of its ones, straight from the
 emulator's palette-index screen: reading that screen takes 1 us, the RGB screen 20, and of 6,400
-pixels only some 20 to 40 are ones. `with_blocks` adds inputs that say roughly where they are.
+pixels only some 20 to 40 are ones.
 """
 
 import numpy as np
 
 SCREEN_SHAPE = (210, 160)  # rows, columns of the Atari screen
 INPUT_SIZE = 80 * 80
-BLOCKS = 20 * 20  # of 4 x 4 pixels
 # the court between the walls, every second row and column
 COURT = slice(35, 195, 2), slice(None, None, 2)
 
@@ -26,8 +25,6 @@ EMPTY_WORD = np.uint64(0x2222222222222222)
 PIXELS_OF_WORD = np.arange(INPUT_SIZE).reshape(-1, 4)
 # [6400]: pixel of the input -> place on the screen
 SCREEN_ADDRESS = np.arange(210 * 160).reshape(SCREEN_SHAPE)[COURT].ravel()
-# [6400]: pixel of the input -> its block
-BLOCK_OF_PIXEL = np.arange(BLOCKS).reshape(20, 20).repeat(4, 0).repeat(4, 1).ravel()
 
 
 def preprocessing_image(obs):
@@ -66,34 +63,6 @@ def active_pixels(screen):
     words = screen.view(np.uint64)[COURT[0]] != EMPTY_WORD  # [80, 20]
     pixels = PIXELS_OF_WORD.take(words.ravel().nonzero()[0], 0).ravel()
     return pixels[IS_INK.take(screen.ravel().take(SCREEN_ADDRESS.take(pixels)))]
-
-
-def with_blocks(pixels):
-    """The active inputs of a frame whose blocks of 4 x 4 pixels are inputs too, after the pixels.
-
-    A block is on where one of its pixels is. What is learned of a ball in one place is of use in
-    the places beside it then: they have a block in common, but not a pixel.
-
-    Args:
-        pixels: [k] int64, of `active_pixels`.
-
-    Returns:
-        [k + n] int64, sorted: the pixels, and 6,400 + block for each of the n blocks that are on.
-    """
-    on = np.zeros(BLOCKS, bool)
-    on[BLOCK_OF_PIXEL[pixels]] = True
-    return np.concatenate([pixels, INPUT_SIZE + on.nonzero()[0]])
-
-
-def state_size(frames, blocks):
-    """How many inputs a state is: 6,400 for each of its frames, and 400 more with its blocks."""
-    return frames * (INPUT_SIZE + blocks * BLOCKS)
-
-
-def frames_and_blocks(inputs):
-    """How many frames a state of so many inputs is, at most 15, and whether with their blocks."""
-    blocks = inputs % INPUT_SIZE > 0
-    return inputs // state_size(1, blocks), blocks
 
 
 def _check(frame, shape):

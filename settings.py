@@ -34,7 +34,6 @@ class Settings:
     until_score: float | None = setting(None, "running score, -21 to 21, to stop at [ours]")
     steps_per_update: int = setting(20, "steps of a rollout [chapter: global_iteration_update]")
     frames: int = setting(1, "latest frames that make a state [chapter: one]")
-    blocks: bool = setting(False, "blocks of 4 x 4 pixels are inputs too [chapter: no]")
     gamma: float = setting(0.9, "discount factor of the returns [chapter]")
     gae_lambda: float = setting(
         1.0, "a3c: lambda of generalized advantage estimation [1 gives the chapter's returns]"
@@ -75,7 +74,7 @@ class Settings:
     def check(self):
         """Raises ValueError, with one line for the user, where a value makes no sense."""
         must = {name: (lambda n: n >= 1, "at least 1") for name in
-                ("workers", "max_episodes", "max_steps", "steps_per_update",
+                ("workers", "max_episodes", "max_steps", "steps_per_update", "frames",
                  "beta_steps", "anneal_steps", "target_steps", "epsilon_frames")}  # fmt: skip
         must |= {name: (lambda x: 0 < x < math.inf, "a number above 0") for name in
                  ("max_minutes", "lr_actor", "lr_critic", "lr_q", "rmsprop_epsilon",
@@ -84,7 +83,6 @@ class Settings:
                  ("gamma", "gae_lambda", "rmsprop_decay")}  # fmt: skip
         must |= {name: (lambda x: 0 <= x < math.inf, "0 or a number above") for name in
                  ("beta", "beta_end")}  # fmt: skip
-        must["frames"] = lambda n: 1 <= n <= 15, "between 1 and 15"
         must["lost_game_reward"] = math.isfinite, "a number or none"
         must["until_score"] = lambda x: -21 <= x <= 21, "between -21 and 21"
         must["seed"] = lambda n: 0 <= n < 2**31, "between 0 and 2147483647"

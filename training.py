@@ -16,7 +16,7 @@ import pong_actor
 from checkpoints import Episode
 from display import draw_curve, duration
 from graph import global_variables, make_callable, tf
-from preprocessing import state_size
+from preprocessing import INPUT_SIZE
 from settings import CHANGEABLE, fail, option, resumed_settings
 
 # ------------------------------------------------------------------------------------------ the run
@@ -379,7 +379,7 @@ class Signals(list):
 def new_actors(network, settings):
     """The `pong_actor.Actors` of a run, none of them started. network: the method's class."""
     game = pong_actor.game(settings.env_id)
-    inputs = state_size(settings.frames, settings.blocks)
+    inputs = settings.frames * INPUT_SIZE
     sizes = settings.steps_per_update, inputs, network.POLICY_UNITS
     return pong_actor.Actors(game, settings.seed, sizes, network.CHOOSES_AHEAD)
 

@@ -18,8 +18,8 @@
 // lost_game_reward; mean says whether the loss is the rollout's mean, 0 its sum. `eval` games are
 // played at the end, with sampled and with greedy actions.
 #define OPTIONS(X)                                                                            \
-    X(seed, 1) X(steps, 10e6) X(workers, 2) X(frames, 2) X(blocks, 0) X(steps_per_update, 240) \
-    X(gamma, 1) X(gae_lambda, .95) X(cut_at_points, 1) X(lost_game_reward, 0) X(mean, 0)    \
+    X(seed, 1) X(steps, 10e6) X(workers, 2) X(frames, 2) X(steps_per_update, 240)             \
+    X(gamma, 1) X(gae_lambda, .95) X(cut_at_points, 1) X(lost_game_reward, 0) X(mean, 0)      \
     X(beta, .009) X(beta_end, .0005) X(beta_steps, 4e6) X(lr_actor, 7e-4) X(lr_critic, 2.8e-3) \
     X(anneal_steps, 10e6) X(rmsprop_decay, .95) X(rmsprop_epsilon, 1e-4)                      \
     X(every, 250e3) X(eval, 0)
@@ -42,7 +42,9 @@ static int set_option(const char *name, double number) {
 
 enum { ACTOR = 300, CRITIC = 100, UNITS = ACTOR + CRITIC, ACTIONS = 6 };
 enum { HEADS = ACTIONS * ACTOR + CRITIC };  // weights of the actor's six outputs, then the critic's
-enum { MAX_STEPS = 2000, MAX_FRAMES = 3, MAX_SEEN = 400, MAX_INPUTS = 1200 };
+enum { INPUT_SIZE = 80 * 80, MAX_FRAMES = 3, MAX_STEPS = 2000 };
+// In play some 40 pixels are on; more where colours cycle, long after a game.
+enum { MAX_SEEN = 95, MAX_INPUTS = MAX_FRAMES * MAX_SEEN };
 
 // ------------------------------------------------------------------------------------ randomness
 
@@ -83,35 +85,22 @@ typedef struct {
     long total_steps;
 } Game;
 
-static int frame_inputs(void) { return option.blocks ? 6400 + 400 : 6400; }
-
-// preprocessing.with_blocks, in another order.
-static int with_blocks(int *inputs, int pixels) {
-    int n = pixels;
-    for (int i = 0; i < pixels; i++) {
-        int block = 6400 + inputs[i] / 320 * 20 + inputs[i] % 80 / 4, k = pixels;
-        while (k < n && inputs[k] != block) k++;
-        if (k == n) inputs[n++] = block;
-    }
-    return n;
-}
-
 // Take the screen into the state; a game's first one stands for those before it, too.
 static void see(Game *game, int first) {
-    int pixels[6400], count = option.frames, n = pong_pixels(&game->pong, pixels);
+    int pixels[INPUT_SIZE], count = option.frames, n = pong_pixels(&game->pong, pixels);
     for (int i = count - 1; i > 0 && !first; i--) {
         memcpy(game->seen[i], game->seen[i - 1], sizeof game->seen[i]);
         game->seen_count[i] = game->seen_count[i - 1];
     }
-    if (n > 95) n = 95;  // in play there are some 40; more where colours cycle, long after a game
+    if (n > MAX_SEEN) n = MAX_SEEN;
     for (int i = 0; i < (first ? count : 1); i++) {
         memcpy(game->seen[i], pixels, n * sizeof *pixels);
-        game->seen_count[i] = option.blocks ? with_blocks(game->seen[i], n) : n;
+        game->seen_count[i] = n;
     }
     game->state_count = 0;
     for (int i = 0; i < count; i++)
         for (int j = 0; j < game->seen_count[i]; j++)
-            game->state[game->state_count++] = i * frame_inputs() + game->seen[i][j];
+            game->state[game->state_count++] = i * INPUT_SIZE + game->seen[i][j];
 }
 
 static void new_game(Game *game) {
@@ -157,7 +146,7 @@ static float heads_gradient[HEADS], head_bias_gradient[ACTIONS + 1];
 static int *slot_of, *input_of, slots;
 
 static void new_networks(void) {
-    size_t inputs = (size_t)option.frames * frame_inputs(), size = inputs * UNITS;
+    size_t inputs = (size_t)option.frames * INPUT_SIZE, size = inputs * UNITS;
     kernel = malloc(size * sizeof(float));
     kernel_squares = malloc(size * sizeof(float));
     kernel_gradient = malloc(size * sizeof(float));

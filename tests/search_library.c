@@ -10,7 +10,6 @@ int act(int action) { return pong_act(&pong, action); }
 int over(void) { return pong.over; }
 uint8_t *ram(void) { return pong.ram; }
 int active_pixels(int *pixels) { return pong_pixels(&pong, pixels); }
-int add_blocks(int *inputs, int pixels) { return with_blocks(inputs, pixels); }
 
 int set(const char *name, double number) { return set_option(name, number); }
 float *weights(int which) { return (float *[]){kernel, bias, heads, head_bias}[which]; }

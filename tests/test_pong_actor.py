@@ -14,7 +14,7 @@ import pytest
 
 import pong_actor
 from pong_actor import Actors, ActorsKeepDying, Player, PolicyWeights, Pong, PongActor
-from preprocessing import preprocessing_image, state_size, with_blocks
+from preprocessing import preprocessing_image
 
 GAME = pong_actor.game("Pong-v0")
 SIZES = 20, 6400, 300  # steps of a rollout, inputs of a state, hidden units
@@ -201,26 +201,20 @@ def test_an_actor_plays_with_the_epsilon_it_is_told(start):
 # ---------------------------------------------------------------------------------------- rollouts
 
 
-@pytest.mark.parametrize("blocks", [False, True])
-def test_a_state_of_two_frames_is_the_latest_and_the_one_before_it(blocks):
-    size = state_size(1, blocks)
-
-    def dense_frame(pixels):
-        return np.isin(np.arange(size), with_blocks(pixels) if blocks else pixels)
-
-    policy = PolicyWeights(*(np.zeros(n, np.float32) for n in ((2 * size, 300), 300, (300, 6), 6)))
+def test_a_state_of_two_frames_is_the_latest_and_the_one_before_it():
+    policy = PolicyWeights(*(np.zeros(n, np.float32) for n in ((12800, 300), 300, (300, 6), 6)))
     player, pong = Player(Pong("Pong-v0", 7), policy, 8), Pong("Pong-v0", 7)
-    latest = before = dense_frame(pong.reset())  # a game's first frame stands for the one before it
+    latest = before = dense(pong.reset())  # a game's first frame stands for the one before it
     for _ in range(60):
         rollout = player.play(20)
-        states = np.zeros((len(rollout.states), 2, size))
-        states.reshape(len(states), 2 * size)[:, rollout.rows] = rollout.states
+        states = np.zeros((len(rollout.states), 2, 6400))
+        states.reshape(len(states), 12800)[:, rollout.rows] = rollout.states
         assert np.array_equal(states[0], [latest, before])
         for action, state in zip(rollout.actions, states[1:]):
-            latest, before = dense_frame(pong.step(action)[0]), latest
+            latest, before = dense(pong.step(action)[0]), latest
             assert np.array_equal(state, [latest, before])
         if rollout.terminal:
-            latest = before = dense_frame(pong.reset())
+            latest = before = dense(pong.reset())
 
 
 def test_an_action_chosen_ahead_is_taken_whatever_the_policy_is_by_then():

@@ -4,14 +4,7 @@ import numpy as np
 import pytest
 
 import pong_actor
-from preprocessing import (
-    IS_INK,
-    active_pixels,
-    frames_and_blocks,
-    preprocessing_image,
-    state_size,
-    with_blocks,
-)
+from preprocessing import IS_INK, active_pixels, preprocessing_image
 
 
 def chapters_preprocessing(obs):
@@ -164,23 +157,3 @@ RGB, SCREEN = r"uint8 \(210, 160, 3\)", r"uint8 \(210, 160\)"
 def test_what_is_no_frame_is_refused(function, frame, expected):
     with pytest.raises(ValueError, match=expected):
         function(frame)
-
-
-def test_blocks_are_the_maxima_of_4_by_4_pixels():
-    on, games = set(), np.random.default_rng(3)
-    frames = [active_pixels(frame_after(steps)[0]) for steps in (0, 40, 70, 110)]
-    frames += [np.flatnonzero(games.random(6400) < share) for share in (0, 0.001, 0.01, 0.2, 1)]
-    for pixels in frames:
-        image = np.zeros(6400)
-        image[pixels] = 1
-        blocks = image.reshape(20, 4, 20, 4).max(axis=(1, 3)).ravel()
-        expected = np.flatnonzero(np.concatenate([image, blocks]))
-        assert np.array_equal(with_blocks(pixels), expected)
-        on |= set(expected)
-    assert on == set(range(state_size(1, True)))
-
-
-def test_a_states_size_tells_its_frames_and_whether_there_are_blocks():
-    kinds = [(frames, blocks) for frames in range(1, 16) for blocks in (False, True)]
-    assert [frames_and_blocks(state_size(*kind)) for kind in kinds] == kinds
-    assert (state_size(2, False), state_size(2, True)) == (12_800, 13_600)

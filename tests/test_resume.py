@@ -119,7 +119,7 @@ def test_200_updates_are_100_and_a_resumed_100(start, run):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["one-step-q", "one-step-sarsa", "n-step-q"])
 def test_a_q_method_goes_on_with_its_target_its_epsilon_and_the_action_chosen_ahead(start, method):
-    options = "--method", method, "--frames", "2", "--blocks", "--anneal-steps", "9000"
+    options = "--method", method, "--frames", "2", "--anneal-steps", "9000"
     options += "--target-steps", "700", "--epsilon-frames", "9000"
     straight, halves = (start(*EXACT, *options, "--max-steps", n) for n in ("2400", "1200"))
     assert halves.wait() == 0

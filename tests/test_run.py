@@ -259,7 +259,6 @@ def test_an_exception_in_a_worker_ends_the_run_and_leaves_its_curve(start):
         ("--run-dir /proc/nope", "/proc/nope"),
         ("--method dqn", "--method"),
         ("--frames 0", "--frames"),
-        ("--frames 16 --blocks", "--frames"),
         ("--gae-lambda 1.1", "--gae-lambda"),
         ("--rmsprop-decay -1", "--rmsprop-decay"),
         ("--target-steps 0", "--target-steps"),

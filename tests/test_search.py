@@ -15,7 +15,7 @@ from program import ROOT
 
 import a3c_pong
 import pong_actor
-from preprocessing import SCREEN_SHAPE, active_pixels, state_size, with_blocks
+from preprocessing import INPUT_SIZE, SCREEN_SHAPE, active_pixels
 from settings import PRESETS
 
 pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="gcc is not installed")
@@ -59,7 +59,7 @@ class Lockstep:
         self.ale.loadROM(str(pathlib.Path(ale_py.__file__).parent / "roms" / "pong.bin"))
         self.actions = self.ale.getMinimalActionSet()
         self.ram = np.ctypeslib.as_array(library.ram(), (128,))
-        self.screen, self.pixels = np.empty(SCREEN_SHAPE, np.uint8), np.empty(6800, np.int32)
+        self.screen, self.pixels = np.empty(SCREEN_SHAPE, np.uint8), np.empty(6400, np.int32)
         self.points, self.games, self.won = [0, 0], 0, 0
         self.since_point, self.longest_rally = 0, 0
 
@@ -93,9 +93,6 @@ class Lockstep:
         expected, pointer = active_pixels(self.screen), self.pixels.ctypes.data_as(ctypes.c_void_p)
         count = self.library.active_pixels(pointer)
         assert np.array_equal(self.pixels[:count], expected)
-        if count <= 400:
-            count = self.library.add_blocks(pointer, count)
-            assert np.array_equal(np.sort(self.pixels[:count]), with_blocks(expected))
 
     def poke(self, changes):
         """Change both memories; changes: address -> int."""
@@ -183,7 +180,7 @@ def test_the_compiled_learner_s_defaults_are_the_preset_s():
 
 def played_rollouts(settings):
     """The rollouts of a game of real play, to its end."""
-    inputs = state_size(settings.frames, settings.blocks)
+    inputs = settings.frames * INPUT_SIZE
     game = pong_actor.Game("Pong-v0", num_actions=6, frames_per_step=3.0)
     actor = pong_actor.PongActor(game, [1, 2], (settings.steps_per_update, inputs, 300))
     rng, rollouts = np.random.default_rng(0), []
@@ -205,7 +202,7 @@ class Real:
     """The real global network, and a worker's that is pulled before every update."""
 
     def __init__(self, tf, settings):
-        self.settings, inputs = settings, state_size(settings.frames, settings.blocks)
+        self.settings, inputs = settings, settings.frames * INPUT_SIZE
         with tf.Graph().as_default(), tf.device("/cpu:0"):
             tf.set_random_seed(3)
             self.session, network = a3c_pong.new_session(), a3c_pong.ActorCriticNetwork
@@ -243,7 +240,7 @@ class Real:
 
 
 OTHERS = dict(
-    frames=1, blocks=True, steps_per_update=50, cut_at_points=False, lost_game_reward=-20,
+    frames=1, steps_per_update=50, cut_at_points=False, lost_game_reward=-20,
     gamma=0.9, gae_lambda=1.0, loss="mean", beta_steps=None, anneal_steps=None,
 )  # fmt: skip
 
@@ -295,12 +292,12 @@ def run(built):
 def test_runs_make_a_table_like_the_one_in_results(run, tmp_path):
     result = tmp_path / "result.csv"
     options = "--seeds", "1-2", "--steps", "1e4"
-    done = run(result, *options, "--", "", "steps_per_update=20 blocks=1")
+    done = run(result, *options, "--", "", "steps_per_update=20 frames=1")
     assert (done.returncode, done.stderr) == (0, "")
     columns, *rows = csv.reader(result.open())
     assert columns == next(csv.reader((ROOT / "results/search-compiled.csv").open()))
     assert sorted(row[:5] for row in rows) == [
-        ["20", "blocks=1", "10", "4", "1"], ["20", "blocks=1", "10", "4", "2"],
+        ["20", "frames=1", "10", "4", "1"], ["20", "frames=1", "10", "4", "2"],
         ["240", "", "10", "4", "1"], ["240", "", "10", "4", "2"],
     ]  # fmt: skip
     run(result, *options)  # a seed gives the same run again
