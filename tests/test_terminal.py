@@ -194,12 +194,16 @@ class Terminal:
         whole = set(paddles.sum(axis=0)) <= {tall, tall + 1}  # not cut off by a wall
         return whole and court.sum() - paddles.sum() <= 4
 
+    def beside(self, height):
+        """The lines to the right of a court of so many rows, and of its walls."""
+        return [row[81:].rstrip() for row in self.rows()[: height + 2]]
+
     def figures_are_those_of_the_curve(self):
         """Whether both scores beside the court are those in scores.csv of the newest game told."""
         told = re.search(
             r"^games +(\d+)\nsteps/s +[\d,]+\nrunning score +(\S+)\nEp_r +(\S+)\n"
             r"time left +\d+:\d\d:\d\d\nW_0's game +-?\d+$",
-            "\n".join(row[81:].rstrip() for row in self.rows()[:42]), re.M,
+            "\n".join(self.beside(40)), re.M,
         )  # fmt: skip
         with open(self.folder / "run" / "scores.csv") as file:
             curve = [[float(number) for number in row.split(",")[-2:]] for row in list(file)[1:]]
@@ -256,7 +260,7 @@ def test_a_terminal_shows_the_game_and_ctrl_c_leaves_it_clean(terminal):
     assert wait_until(moved, 20)
     assert wait_until(lambda: GAME_LINE.search("\n".join(shell.rows()[42:])))
     assert wait_until(shell.figures_are_those_of_the_curve, 10)
-    beside = [row[81:].rstrip() for row in shell.rows()[:42]]
+    beside = shell.beside(40)
     assert "▁" in "".join(beside) or "█" in "".join(beside)
     assert beside[-1] == "Ctrl-C ends it"
 
@@ -340,7 +344,7 @@ def test_an_agent_plays_in_a_terminal_and_ctrl_c_leaves_it_clean(terminal, tmp_p
     assert wait_until(lambda: shell.shows_both_paddles(20))
     before = shell.court(20)
     assert wait_until(lambda: (shell.court(20) != before).any(), 10)
-    beside = "\n".join(row[81:].rstrip() for row in shell.rows()[:22])
+    beside = "\n".join(shell.beside(20))
     assert re.search(r"^game +1\nscore +\d+ : \d+$", beside, re.M)
     shell.keys("C-c")
     assert wait_until(shell.ended, 10)
