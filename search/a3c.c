@@ -2,11 +2,12 @@
 //
 //     a3c [name=number ...]      the names are OPTIONS below, most of them those of settings.py
 //
-// Workers play strictly by turns, each a rollout and its update of the one network there is, so
-// that nothing is asynchronous and a seed gives the same run again. The networks, returns, losses
-// and RMSProp are a3c_pong.py's; no game is cut off by a frame limit. Every `every` steps it prints
-// a line "steps score entropy games": the moving true score, and the policy's mean entropy since
-// the line before.
+// Workers take turns: each plays a rollout with its own copy of the weights, updates the global
+// ones with its gradients, and pulls them. So it has not seen the others' updates since its last
+// pull, as where each has a core, and yet a seed gives the same run again. The networks, returns,
+// losses and RMSProp are a3c_pong.py's; no game is cut off by a frame limit. Every `every` steps it
+// prints a line "steps score entropy games": the moving true score, and the policy's mean entropy
+// since the line before.
 
 #include <math.h>
 #include <stdio.h>
@@ -133,12 +134,16 @@ typedef struct {  // a state, what the networks make of it, and what was done
 
 static Step rollout[MAX_STEPS + 1];
 
-// Weights and RMSProp's mean squares. A row of the kernel is an input's; its mean squares are
-// decayed when it is met again.
-static float *kernel, *kernel_squares;  // [inputs][UNITS]
-static float bias[UNITS], heads[HEADS], head_bias[ACTIONS + 1];
-static float bias_squares[UNITS], heads_squares[HEADS], head_bias_squares[ACTIONS + 1];
+typedef struct {    // weights of both networks
+    float *kernel;  // [inputs][UNITS]; a row is an input's
+    float bias[UNITS], heads[HEADS], head_bias[ACTIONS + 1];
+    long pulled;  // a worker's: the updates there had been when it last pulled
+} Networks;
+
+// RMSProp's mean squares, of which the kernel's are decayed when their row is met again.
+static Networks global, squares;
 static long updates, *touched_by;  // an input -> the last update that had it
+static size_t inputs;
 
 // Gradients of an update; the kernel's only in the rows of the rollout's inputs.
 static float *kernel_gradient, bias_gradient[UNITS];  // [slots][UNITS]
@@ -146,25 +151,38 @@ static float heads_gradient[HEADS], head_bias_gradient[ACTIONS + 1];
 static int *slot_of, *input_of, slots;
 
 static void new_networks(void) {
-    size_t inputs = (size_t)option.frames * INPUT_SIZE, size = inputs * UNITS;
-    kernel = malloc(size * sizeof(float));
-    kernel_squares = malloc(size * sizeof(float));
+    inputs = (size_t)option.frames * INPUT_SIZE;
+    size_t size = inputs * UNITS;
+    global.kernel = malloc(size * sizeof(float));
+    squares.kernel = malloc(size * sizeof(float));
     kernel_gradient = malloc(size * sizeof(float));
     touched_by = calloc(inputs, sizeof(long));
     slot_of = malloc(inputs * sizeof(int));
     input_of = malloc(inputs * sizeof(int));
-    for (size_t i = 0; i < size; i++) kernel[i] = .1 * normal(), kernel_squares[i] = 1;
-    for (int i = 0; i < HEADS; i++) heads[i] = .1 * normal(), heads_squares[i] = 1;
-    for (int i = 0; i < UNITS; i++) bias_squares[i] = 1;
-    for (int i = 0; i <= ACTIONS; i++) head_bias_squares[i] = 1;
+    for (size_t i = 0; i < size; i++) global.kernel[i] = .1 * normal(), squares.kernel[i] = 1;
+    for (int i = 0; i < HEADS; i++) global.heads[i] = .1 * normal(), squares.heads[i] = 1;
+    for (int i = 0; i < UNITS; i++) squares.bias[i] = 1;
+    for (int i = 0; i <= ACTIONS; i++) squares.head_bias[i] = 1;
     for (size_t i = 0; i < inputs; i++) slot_of[i] = -1;
 }
 
-static void forward(Step *step) {
+// Take over what has changed in the global networks; pulled is -1 before the first time.
+static void pull(Networks *local) {
+    if (!local->kernel) local->kernel = malloc(inputs * UNITS * sizeof(float));
+    for (size_t i = 0; i < inputs; i++)
+        if (touched_by[i] > local->pulled)
+            memcpy(local->kernel + i * UNITS, global.kernel + i * UNITS, UNITS * sizeof(float));
+    memcpy(local->bias, global.bias, sizeof global.bias);
+    memcpy(local->heads, global.heads, sizeof global.heads);
+    memcpy(local->head_bias, global.head_bias, sizeof global.head_bias);
+    local->pulled = updates;
+}
+
+static void forward(Step *step, const Networks *net) {
     float *layer = step->layer, highest = -1e30f, sum = 0;
-    memcpy(layer, bias, sizeof bias);
+    memcpy(layer, net->bias, sizeof net->bias);
     for (int i = 0; i < step->count; i++) {
-        const float *row = kernel + (size_t)step->inputs[i] * UNITS;
+        const float *row = net->kernel + (size_t)step->inputs[i] * UNITS;
         for (int j = 0; j < UNITS; j++) layer[j] += row[j];
     }
     for (int j = 0; j < UNITS; j++) {  // relu6
@@ -172,22 +190,23 @@ static void forward(Step *step) {
         layer[j] = x > 6 ? 6 : x;
     }
     for (int a = 0; a < ACTIONS; a++) {
-        float logit = head_bias[a];
-        for (int j = 0; j < ACTOR; j++) logit += layer[j] * heads[a * ACTOR + j];
+        float logit = net->head_bias[a];
+        for (int j = 0; j < ACTOR; j++) logit += layer[j] * net->heads[a * ACTOR + j];
         step->policy[a] = logit;
         if (logit > highest) highest = logit;
     }
     for (int a = 0; a < ACTIONS; a++) sum += step->policy[a] = expf(step->policy[a] - highest);
     for (int a = 0; a < ACTIONS; a++) step->policy[a] /= sum;
-    float value = head_bias[ACTIONS];
-    for (int j = 0; j < CRITIC; j++) value += layer[ACTOR + j] * heads[ACTIONS * ACTOR + j];
+    float value = net->head_bias[ACTIONS];
+    const float *head = net->heads + ACTIONS * ACTOR;
+    for (int j = 0; j < CRITIC; j++) value += layer[ACTOR + j] * head[j];
     step->value = value;
 }
 
-static void look(Step *step, const Game *game) {
+static void look(Step *step, const Game *game, const Networks *net) {
     step->count = game->state_count;
     memcpy(step->inputs, game->state, game->state_count * sizeof *game->state);
-    forward(step);
+    forward(step, net);
 }
 
 static int sampled(const Step *step) {
@@ -223,7 +242,8 @@ static void find_returns(int n, float last_value, int terminal, float *returns) 
 
 // Add a step's gradients of the losses: (G - V) ** 2, and -log p(a) (G - V) - beta * entropy with
 // entropy = -sum p log(p + 1e-5), which is given back.
-static double add_gradients(const Step *step, float advantage, double beta, double weight) {
+static double add_gradients(const Step *step, const Networks *net, float advantage, double beta,
+                            double weight) {
     const float *p = step->policy, *layer = step->layer;
     double entropy = 0, mean_slope = 0, slope[ACTIONS];  // of the entropy by each probability
     float layer_gradient[UNITS] = {0}, by_logit[ACTIONS];
@@ -239,7 +259,7 @@ static double add_gradients(const Step *step, float advantage, double beta, doub
     float by_value = weight * -2 * advantage;
 
     for (int a = 0; a < ACTIONS; a++) {
-        const float *head = heads + a * ACTOR;
+        const float *head = net->heads + a * ACTOR;
         float *gradient = heads_gradient + a * ACTOR, g = by_logit[a];
         for (int j = 0; j < ACTOR; j++) {
             layer_gradient[j] += g * head[j];
@@ -247,7 +267,7 @@ static double add_gradients(const Step *step, float advantage, double beta, doub
         }
         head_bias_gradient[a] += g;
     }
-    const float *head = heads + ACTIONS * ACTOR;
+    const float *head = net->heads + ACTIONS * ACTOR;
     for (int j = 0; j < CRITIC; j++) {
         layer_gradient[ACTOR + j] = by_value * head[j];
         heads_gradient[ACTIONS * ACTOR + j] += by_value * layer[ACTOR + j];
@@ -271,18 +291,19 @@ static double add_gradients(const Step *step, float advantage, double beta, doub
 }
 
 // TensorFlow's RMSProp; missed: the factor of the updates in which the gradients were 0.
-static void rmsprop(float *weights, float *squares, const float *gradients, int n, float rate,
+static void rmsprop(float *weights, float *mean_squares, const float *gradients, int n, float rate,
                     float missed) {
     float decay = option.rmsprop_decay, epsilon = option.rmsprop_epsilon;
     for (int i = 0; i < n; i++) {
         float g = gradients[i];
-        squares[i] = squares[i] * missed * decay + (1 - decay) * g * g;
-        weights[i] -= rate * g / sqrtf(squares[i] + epsilon);
+        mean_squares[i] = mean_squares[i] * missed * decay + (1 - decay) * g * g;
+        weights[i] -= rate * g / sqrtf(mean_squares[i] + epsilon);
     }
 }
 
-// Learn from the rollout's n steps; the sum of the policy's entropies.
-static double update(int n, float last_value, int terminal, double steps_done) {
+// Learn from the n steps of the rollout played with net; the sum of the policy's entropies.
+static double update(int n, const Networks *net, float last_value, int terminal,
+                     double steps_done) {
     static float returns[MAX_STEPS];
     double gone = option.beta_steps ? fmin(1, steps_done / option.beta_steps) : 0, entropy = 0;
     double beta = option.beta + (option.beta_end - option.beta) * gone;
@@ -292,29 +313,30 @@ static double update(int n, float last_value, int terminal, double steps_done) {
     memset(head_bias_gradient, 0, sizeof head_bias_gradient);
     find_returns(n, last_value, terminal, returns);
     for (int t = 0; t < n; t++)
-        entropy += add_gradients(&rollout[t], returns[t] - rollout[t].value, beta,
+        entropy += add_gradients(&rollout[t], net, returns[t] - rollout[t].value, beta,
                                  option.mean ? 1.0 / n : 1);
 
     float actor = option.lr_actor * left, critic = option.lr_critic * left;
     updates++;
     for (int i = 0; i < slots; i++) {
         int input = input_of[i];
-        float *row = kernel + (size_t)input * UNITS, *gradient = kernel_gradient + i * UNITS;
-        float *squares = kernel_squares + (size_t)input * UNITS;
+        float *row = global.kernel + (size_t)input * UNITS, *gradient = kernel_gradient + i * UNITS;
+        float *mean_squares = squares.kernel + (size_t)input * UNITS;
         float missed = powf(option.rmsprop_decay, updates - 1 - touched_by[input]);
         touched_by[input] = updates;
         slot_of[input] = -1;
-        rmsprop(row, squares, gradient, ACTOR, actor, missed);
-        rmsprop(row + ACTOR, squares + ACTOR, gradient + ACTOR, CRITIC, critic, missed);
+        rmsprop(row, mean_squares, gradient, ACTOR, actor, missed);
+        rmsprop(row + ACTOR, mean_squares + ACTOR, gradient + ACTOR, CRITIC, critic, missed);
     }
     slots = 0;
     int a = ACTOR, h = ACTIONS * ACTOR, o = ACTIONS;  // where the critic's begin
-    rmsprop(bias, bias_squares, bias_gradient, a, actor, 1);
-    rmsprop(bias + a, bias_squares + a, bias_gradient + a, CRITIC, critic, 1);
-    rmsprop(heads, heads_squares, heads_gradient, h, actor, 1);
-    rmsprop(heads + h, heads_squares + h, heads_gradient + h, CRITIC, critic, 1);
-    rmsprop(head_bias, head_bias_squares, head_bias_gradient, o, actor, 1);
-    rmsprop(head_bias + o, head_bias_squares + o, head_bias_gradient + o, 1, critic, 1);
+    Networks *g = &global, *s = &squares;
+    rmsprop(g->bias, s->bias, bias_gradient, a, actor, 1);
+    rmsprop(g->bias + a, s->bias + a, bias_gradient + a, CRITIC, critic, 1);
+    rmsprop(g->heads, s->heads, heads_gradient, h, actor, 1);
+    rmsprop(g->heads + h, s->heads + h, heads_gradient + h, CRITIC, critic, 1);
+    rmsprop(g->head_bias, s->head_bias, head_bias_gradient, o, actor, 1);
+    rmsprop(g->head_bias + o, s->head_bias + o, head_bias_gradient + o, 1, critic, 1);
     return entropy;
 }
 
@@ -323,34 +345,38 @@ static double update(int n, float last_value, int terminal, double steps_done) {
 static void evaluate(const char *how, int (*choose)(const Step *)) {
     static Game game;
     static Step step;
-    double sum = 0, squares = 0;
+    double sum = 0, sum_of_squares = 0;
     int wins = 0, games = option.eval;
     for (int i = 0; i < games; i++) {
         new_game(&game);
         for (int steps = 0; !game.over && steps < 40000; steps++) {
-            look(&step, &game);
+            look(&step, &game, &global);
             play(&game, choose(&step));
         }
-        sum += game.score, squares += game.score * game.score, wins += game.score > 0;
+        sum += game.score, wins += game.score > 0;
+        sum_of_squares += game.score * game.score;
     }
-    double mean = sum / games, deviation = sqrt(fmax(0, squares / games - mean * mean));
+    double mean = sum / games;
+    double deviation = sqrt(fmax(0, sum_of_squares / games - mean * mean));
     printf("%s: mean %.2f, standard deviation %.1f, %d wins of %d\n", how, mean, deviation, wins,
            games);
 }
 
-// A worker's turn: play up to its next multiple of steps_per_update or to the game's end, and
-// learn from that; how many steps it was.
-static int turn(Game *game, double steps_before, double *entropy) {
+// A worker's turn: play up to its next multiple of steps_per_update or to the game's end, learn
+// from that, and pull; how many steps it was.
+static int turn(Game *game, Networks *local, double steps_before, double *entropy) {
     int period = option.steps_per_update, steps = period - game->total_steps % period, n = 0;
     for (; n < steps && !game->over; n++) {
         Step *step = &rollout[n];
-        look(step, game);
+        look(step, game, local);
         step->action = sampled(step);
         step->reward = play(game, step->action);
     }
     game->total_steps += n;
-    if (!game->over) look(&rollout[n], game);
-    *entropy += update(n, game->over ? 0 : rollout[n].value, game->over, steps_before + n);
+    if (!game->over) look(&rollout[n], game, local);
+    float last_value = game->over ? 0 : rollout[n].value;
+    *entropy += update(n, local, last_value, game->over, steps_before + n);
+    pull(local);
     return n;
 }
 
@@ -374,12 +400,18 @@ int main(int count, char **arguments) {
     seed_randomness(option.seed * 7919 + 17);
     new_networks();
     Game *all = calloc(option.workers, sizeof(Game));
-    for (int i = 0; i < option.workers; i++) new_game(&all[i]);
+    Networks *local = calloc(option.workers, sizeof(Networks));
+    for (int i = 0; i < option.workers; i++) {
+        new_game(&all[i]);
+        local[i].pulled = -1;
+        pull(&local[i]);
+    }
     double done = 0, next_line = option.every, entropy = 0, since = 0, score = 0;
     int games = 0;
     for (long i = 0; done < option.steps; i++) {
-        Game *game = &all[i % (int)option.workers];
-        int n = turn(game, done, &entropy);
+        int worker = i % (int)option.workers;
+        Game *game = &all[worker];
+        int n = turn(game, &local[worker], done, &entropy);
         done += n, since += n;
         if (game->over) {
             score = games++ ? .99 * score + .01 * game->score : game->score;

@@ -4,6 +4,7 @@
 #include "a3c.c"
 
 static Pong pong;
+static Networks locals[] = {{.pulled = -1}, {.pulled = -1}};
 
 void reset(void) { pong_reset(&pong); }
 int act(int action) { return pong_act(&pong, action); }
@@ -12,15 +13,18 @@ uint8_t *ram(void) { return pong.ram; }
 int active_pixels(int *pixels) { return pong_pixels(&pong, pixels); }
 
 int set(const char *name, double number) { return set_option(name, number); }
-float *weights(int which) { return (float *[]){kernel, bias, heads, head_bias}[which]; }
+float *weights(int which) {
+    return (float *[]){global.kernel, global.bias, global.heads, global.head_bias}[which];
+}
 void build_networks(void) { new_networks(); }
-void put_step(int t, int count, const int *inputs, int action, float reward) {
+void pull_global(int worker) { pull(&locals[worker]); }
+void put_step(int worker, int t, int count, const int *active, int action, float reward) {
     rollout[t].count = count;
-    memcpy(rollout[t].inputs, inputs, count * sizeof *inputs);
+    memcpy(rollout[t].inputs, active, count * sizeof *active);
     rollout[t].action = action;
     rollout[t].reward = reward;
-    forward(&rollout[t]);
+    forward(&rollout[t], &locals[worker]);
 }
-void learn(int n, int terminal, double steps_done) {
-    update(n, terminal ? 0 : rollout[n].value, terminal, steps_done);
+void learn(int worker, int n, int terminal, double steps_done) {
+    update(n, &locals[worker], terminal ? 0 : rollout[n].value, terminal, steps_done);
 }

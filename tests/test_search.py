@@ -44,8 +44,9 @@ def library(built, tmp_path):
     library.ram.restype = ctypes.POINTER(ctypes.c_uint8)
     library.weights.restype = ctypes.POINTER(ctypes.c_float)
     library.set.argtypes = [ctypes.c_char_p, ctypes.c_double]
-    library.put_step.argtypes = [*[ctypes.c_int] * 2, ctypes.c_void_p, ctypes.c_int, ctypes.c_float]
-    library.learn.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_double]
+    whole = ctypes.c_int
+    library.put_step.argtypes = [*[whole] * 3, ctypes.c_void_p, whole, ctypes.c_float]
+    library.learn.argtypes = [*[whole] * 3, ctypes.c_double]
     return library
 
 
@@ -199,7 +200,7 @@ def played_rollouts(settings):
 
 
 class Real:
-    """The real global network, and a worker's that is pulled before every update."""
+    """The real global network, and two workers', each pulled after its own updates."""
 
     def __init__(self, tf, settings):
         self.settings, inputs = settings, settings.frames * INPUT_SIZE
@@ -207,24 +208,27 @@ class Real:
             tf.set_random_seed(3)
             self.session, network = a3c_pong.new_session(), a3c_pong.ActorCriticNetwork
             self.globalAC = network("globalnet", self.session, 6, settings)
-            self.local = network("W_0", self.session, 6, settings, self.globalAC)
+            self.locals = [
+                network(name, self.session, 6, settings, self.globalAC) for name in ("W_0", "W_1")
+            ]
             self.session.run(tf.global_variables_initializer())
         kernel = self.globalAC.net.kernel  # larger, for some units to be at 6, where relu6 ends
         kernel.load(4 * self.session.run(kernel), self.session)
         shapes = (inputs, 300), (300,), (300, 6), (6,)
         self.policy = pong_actor.PolicyWeights(*(np.zeros(n, np.float32) for n in shapes))
-        self.local.pull_global(self.policy)
+        for local in self.locals:
+            local.pull_global(self.policy)
 
-    def learn(self, rollout, steps_done):
+    def learn(self, worker, rollout, steps_done):
+        local = self.locals[worker]
         run = a3c_pong.Run(self.settings)
         run.agent_steps = steps_done
         rewards = a3c_pong.learning_rewards(rollout, self.settings.lost_game_reward)
         ends = [self.settings.cut_at_points and reward != 0 for reward in rewards]
         ends[-1] = ends[-1] or rollout.terminal
-        lambda_ = self.local.lambda_
-        returns = a3c_pong.lambda_returns(rewards, ends, self.settings.gamma, lambda_)
-        self.local.update_global(rollout, *returns, run.annealed(), run.beta())
-        self.local.pull_global(self.policy)
+        returns = a3c_pong.lambda_returns(rewards, ends, self.settings.gamma, local.lambda_)
+        local.update_global(rollout, *returns, run.annealed(), run.beta())
+        local.pull_global(self.policy)
 
     def weights(self):
         """In the compiled learner's order: kernel, biases, actor's and critic's heads."""
@@ -247,7 +251,7 @@ OTHERS = dict(
 
 @pytest.mark.parametrize("others", [{}, OTHERS], ids=["preset", "others"])
 def test_the_compiled_learner_s_weights_are_a3c_pong_s(tf, library, others):
-    """After every update of a game, to 1e-6.
+    """After every update of a game, to 1e-6, by two workers who take turns.
 
     The weights are some 0.1, of which float32 rounds off 1e-8, and an update moves them by up to
     1e-3. What may differ is the order of sums over 240 steps: 3e-8 where this was written.
@@ -264,17 +268,21 @@ def test_the_compiled_learner_s_weights_are_a3c_pong_s(tf, library, others):
     ]
     for mine, weights in zip(ours, before):
         mine[...] = weights
+    for worker in (0, 1):
+        library.pull_global(worker)
     steps_done, rollouts = 0, played_rollouts(settings)
     assert sum(np.any(rollout.rewards) for rollout in rollouts) > 3
-    for rollout in rollouts:
-        real.learn(rollout, steps_done)
+    for number, rollout in enumerate(rollouts):
+        worker = number % 2
+        real.learn(worker, rollout, steps_done)
         steps = len(rollout.actions)
         for t, state in enumerate(rollout.states):
             inputs = rollout.rows[state > 0].astype(np.int32)
             last = t == steps
             what = (0, 0) if last else (rollout.actions[t], rollout.rewards[t])
-            library.put_step(t, len(inputs), inputs.ctypes.data, *what)
-        library.learn(steps, rollout.terminal, steps_done)
+            library.put_step(worker, t, len(inputs), inputs.ctypes.data, *what)
+        library.learn(worker, steps, rollout.terminal, steps_done)
+        library.pull_global(worker)
         for mine, weights in zip(ours, real.weights()):
             np.testing.assert_allclose(mine, weights, rtol=0, atol=1e-6)
         steps_done += 1_000_000
