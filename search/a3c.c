@@ -166,9 +166,12 @@ static void new_networks(void) {
     for (size_t i = 0; i < inputs; i++) slot_of[i] = -1;
 }
 
-// Take over what has changed in the global networks; pulled is -1 before the first time.
+// Take over what has changed in the global networks since the last time; at first, all.
 static void pull(Networks *local) {
-    if (!local->kernel) local->kernel = malloc(inputs * UNITS * sizeof(float));
+    if (!local->kernel) {
+        local->kernel = malloc(inputs * UNITS * sizeof(float));
+        memcpy(local->kernel, global.kernel, inputs * UNITS * sizeof(float));
+    }
     for (size_t i = 0; i < inputs; i++)
         if (touched_by[i] > local->pulled)
             memcpy(local->kernel + i * UNITS, global.kernel + i * UNITS, UNITS * sizeof(float));
@@ -403,7 +406,6 @@ int main(int count, char **arguments) {
     Networks *local = calloc(option.workers, sizeof(Networks));
     for (int i = 0; i < option.workers; i++) {
         new_game(&all[i]);
-        local[i].pulled = -1;
         pull(&local[i]);
     }
     double done = 0, next_line = option.every, entropy = 0, since = 0, score = 0;

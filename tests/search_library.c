@@ -4,7 +4,7 @@
 #include "a3c.c"
 
 static Pong pong;
-static Networks locals[] = {{.pulled = -1}, {.pulled = -1}};
+static Networks locals[2];
 
 void reset(void) { pong_reset(&pong); }
 int act(int action) { return pong_act(&pong, action); }
