@@ -55,6 +55,15 @@ from training import (
 # ----------------------------------------------------------------------------------------- networks
 
 
+class Head(NamedTuple):
+    """What a network has for itself: a layer over the pixels, and outputs over that."""
+
+    units: int  # of the layer
+    outputs: int
+    learning_rate: float
+    init: float = 0.1  # standard deviation of the outputs' weights at the start
+
+
 class Net(NamedTuple):
     """The variables and outputs of networks that see the same state."""
 
@@ -103,15 +112,16 @@ class Network:
 
     def _build_net(self):
         """A `Net` for the state, of new variables or, where the scope is reused, of its own."""
-        w_init, b_init = tf.random_normal_initializer(0.0, 0.1), tf.zeros_initializer()
-        inputs, units = INPUT_SIZE * self.settings.frames, [n for n, *_ in self.heads().values()]
-        kernel = tf.get_variable("kernel", [inputs, sum(units)], initializer=w_init)
+        w_init, b_init = tf.random_normal_initializer, tf.zeros_initializer()
+        inputs, units = INPUT_SIZE * self.settings.frames, [h.units for h in self.heads().values()]
+        kernel = tf.get_variable("kernel", [inputs, sum(units)], initializer=w_init(0.0, 0.1))
         net = Net(kernel, tf.gather(kernel, self.rows), {}, {})
         layers = tf.split(self.s @ net.kernel_rows, units, axis=1)  # [T + 1, n]
-        for layer, (name, (n, outputs, _)) in zip(layers, self.heads().items()):
+        for layer, (name, (n, outputs, _, std)) in zip(layers, self.heads().items()):
             with tf.variable_scope(name):
                 bias = tf.get_variable("bias", [n], initializer=b_init)
-                head_kernel = tf.get_variable("head_kernel", [n, outputs], initializer=w_init)
+                head_init = w_init(0.0, std)
+                head_kernel = tf.get_variable("head_kernel", [n, outputs], initializer=head_init)
                 head_bias = tf.get_variable("head_bias", [outputs], initializer=b_init)
             layer = tf.nn.relu6(tf.nn.bias_add(layer, bias))
             net.params[name] = [bias, head_kernel, head_bias]
@@ -124,11 +134,11 @@ class Network:
         self.annealed = tf.placeholder(tf.float32, [], "annealed")  # 0 to 1
         self.trains = {
             name: tf.train.RMSPropOptimizer(
-                rate * (1 - self.annealed), settings.rmsprop_decay,
+                head.learning_rate * (1 - self.annealed), settings.rmsprop_decay,
                 epsilon=settings.rmsprop_epsilon, name=f"RMSPropOptimiser_{name}",
-            ) for name, (_, _, rate) in heads.items()
+            ) for name, head in heads.items()
         }  # fmt: skip
-        rates = np.concatenate([np.full(units, rate) for units, _, rate in heads.values()])
+        rates = np.concatenate([np.full(h.units, h.learning_rate) for h in heads.values()])
         self.kernel_train = RowRMSProp(self.net.kernel, rates, 1 - self.annealed, settings)
         self.row_log = RowLog(int(self.net.kernel.shape[0]))
 
@@ -270,11 +280,13 @@ class ActorCriticNetwork(Network):
     """The chapter's: an actor, the policy, and a critic, which says what a state is worth."""
 
     def heads(self):
-        """Name of a network -> units of its layer, outputs, learning rate."""
-        settings = self.settings
+        """Name of a network -> its `Head`."""
+        settings, units = self.settings, self.POLICY_UNITS
         return {
-            "actor_network": (self.POLICY_UNITS, self.num_actions, settings.lr_actor),
-            "critic_network": (100, 1, settings.lr_critic),
+            "actor_network": Head(
+                units, self.num_actions, settings.lr_actor, settings.actor_head_init
+            ),
+            "critic_network": Head(100, 1, settings.lr_critic),
         }
 
     @property
@@ -319,8 +331,8 @@ class QNetwork(Network):
     """
 
     def heads(self):
-        """Name of the network -> units of its layer, outputs, learning rate."""
-        return {"q_network": (self.POLICY_UNITS, self.num_actions, self.settings.lr_q)}
+        """Name of the network -> its `Head`."""
+        return {"q_network": Head(self.POLICY_UNITS, self.num_actions, self.settings.lr_q)}
 
     def _build_global(self, session):
         super()._build_global(session)
@@ -599,16 +611,22 @@ class Worker:
 
     def _play(self):
         """As in the chapter: up to the worker's next multiple of 20, or to the game's end."""
-        period = self.run.settings.steps_per_update
-        steps = period - self.total_step % period
-        how = steps, self.epsilon(self.run.agent_steps)
+        settings = self.run.settings
+        steps = settings.steps_per_update - self.total_step % settings.steps_per_update
+        how = steps, self.epsilon(self.run.agent_steps), settings.pull_steps, self._pull
         if not self.actor.window:
             return self.actor.play(*how)
         with self.run.gate.left():  # it takes a second
             return self.actor.play(*how)
 
+    def _pull(self):
+        """Within a rollout."""
+        self.AC.pull_global(self.actor.policy)
+
     def _learn(self, rollout):
         settings = self.run.settings
+        if settings.pull_steps:
+            self._pull()
         buffer_r = learning_rewards(rollout, settings.lost_game_reward)
         ends = [settings.cut_at_points and r != 0 for r in buffer_r]
         ends[-1] = ends[-1] or rollout.terminal

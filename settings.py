@@ -33,12 +33,18 @@ class Settings:
     max_minutes: float | None = setting(None, "minutes to train [ours]")
     until_score: float | None = setting(None, "running score, -21 to 21, to stop at [ours]")
     steps_per_update: int = setting(20, "steps of a rollout [chapter: global_iteration_update]")
+    pull_steps: int | None = setting(
+        None, "steps of a rollout between pulls; none: one, after its update [chapter]"
+    )
     frames: int = setting(1, "latest frames that make a state [chapter: one]")
     gamma: float = setting(0.9, "discount factor of the returns [chapter]")
     gae_lambda: float = setting(
         1.0, "a3c: lambda of generalized advantage estimation [1 gives the chapter's returns]"
     )
     cut_at_points: bool = setting(False, "returns end where a point is scored [chapter: no]")
+    actor_head_init: float = setting(
+        0.1, "a3c: standard deviation of the actor's first output weights [chapter]"
+    )
     beta: float = setting(0.0001, "weight of the policy's entropy in the actor's loss [chapter]")
     beta_end: float = setting(0.0, "what beta goes to in --beta-steps [ours]")
     beta_steps: int | None = setting(
@@ -74,11 +80,11 @@ class Settings:
     def check(self):
         """Raises ValueError, with one line for the user, where a value makes no sense."""
         must = {name: (lambda n: n >= 1, "at least 1") for name in
-                ("workers", "max_episodes", "max_steps", "steps_per_update", "frames",
+                ("workers", "max_episodes", "max_steps", "steps_per_update", "pull_steps", "frames",
                  "beta_steps", "anneal_steps", "target_steps", "epsilon_frames")}  # fmt: skip
         must |= {name: (lambda x: 0 < x < math.inf, "a number above 0") for name in
-                 ("max_minutes", "lr_actor", "lr_critic", "lr_q", "rmsprop_epsilon",
-                  "autosave_minutes")}  # fmt: skip
+                 ("max_minutes", "actor_head_init", "lr_actor", "lr_critic", "lr_q",
+                  "rmsprop_epsilon", "autosave_minutes")}  # fmt: skip
         must |= {name: (lambda x: 0 <= x <= 1, "between 0 and 1") for name in
                  ("gamma", "gae_lambda", "rmsprop_decay")}  # fmt: skip
         must |= {name: (lambda x: 0 <= x < math.inf, "0 or a number above") for name in

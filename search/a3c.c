@@ -2,12 +2,12 @@
 //
 //     a3c [name=number ...]      the names are OPTIONS below, most of them those of settings.py
 //
-// Workers take turns: each plays a rollout with its own copy of the weights, updates the global
-// ones with its gradients, and pulls them. So it has not seen the others' updates since its last
-// pull, as where each has a core, and yet a seed gives the same run again. The networks, returns,
-// losses and RMSProp are a3c_pong.py's; no game is cut off by a frame limit. Every `every` steps it
-// prints a line "steps score entropy games": the moving true score, and the policy's mean entropy
-// since the line before.
+// Workers take turns: each plays pull_steps steps, or a whole rollout, with its own copy of the
+// weights, and pulls the global ones; at a rollout's end it updates those with its gradients. So it
+// plays without the others' latest updates, as where each has a core, and yet a seed gives the same
+// run again. The networks, returns, losses and RMSProp are a3c_pong.py's; no game is cut off by a
+// frame limit. Every `every` steps it prints a line "steps score entropy games": the moving true
+// score, and the policy's mean entropy since the line before.
 
 #include <math.h>
 #include <stdio.h>
@@ -15,15 +15,15 @@
 
 #include "pong.h"
 
-// name, default: the preset's. 0 is never for anneal_steps and beta_steps, none for
-// lost_game_reward; mean says whether the loss is the rollout's mean, 0 its sum. `eval` games are
-// played at the end, with sampled and with greedy actions.
+// name, default: the preset's. 0 is never for anneal_steps, beta_steps and pull_steps, none
+// for lost_game_reward; mean says whether the loss is the rollout's mean, 0 its sum. `eval` games
+// are played at the end, with sampled and with greedy actions.
 #define OPTIONS(X)                                                                            \
     X(seed, 1) X(steps, 10e6) X(workers, 2) X(frames, 2) X(steps_per_update, 240)             \
-    X(gamma, 1) X(gae_lambda, .95) X(cut_at_points, 1) X(lost_game_reward, 0) X(mean, 0)      \
-    X(beta, .009) X(beta_end, .0005) X(beta_steps, 4e6) X(lr_actor, 7e-4) X(lr_critic, 2.8e-3) \
-    X(anneal_steps, 10e6) X(rmsprop_decay, .95) X(rmsprop_epsilon, 1e-4)                      \
-    X(every, 250e3) X(eval, 0)
+    X(pull_steps, 0) X(gamma, 1) X(gae_lambda, .95) X(cut_at_points, 1)                      \
+    X(lost_game_reward, 0) X(mean, 0) X(actor_head_init, .1) X(beta, .009) X(beta_end, .0005)   \
+    X(beta_steps, 4e6) X(lr_actor, 7e-4) X(lr_critic, 2.8e-3) X(anneal_steps, 10e6)         \
+    X(rmsprop_decay, .95) X(rmsprop_epsilon, 1e-4) X(every, 250e3) X(eval, 0)
 static struct {
 #define DECLARE(name, value) double name;
     OPTIONS(DECLARE)
@@ -132,8 +132,6 @@ typedef struct {  // a state, what the networks make of it, and what was done
     float reward;
 } Step;
 
-static Step rollout[MAX_STEPS + 1];
-
 typedef struct {    // weights of both networks
     float *kernel;  // [inputs][UNITS]; a row is an input's
     float bias[UNITS], heads[HEADS], head_bias[ACTIONS + 1];
@@ -160,7 +158,10 @@ static void new_networks(void) {
     slot_of = malloc(inputs * sizeof(int));
     input_of = malloc(inputs * sizeof(int));
     for (size_t i = 0; i < size; i++) global.kernel[i] = .1 * normal(), squares.kernel[i] = 1;
-    for (int i = 0; i < HEADS; i++) global.heads[i] = .1 * normal(), squares.heads[i] = 1;
+    for (int i = 0; i < HEADS; i++) {
+        global.heads[i] = (i < ACTIONS * ACTOR ? option.actor_head_init : .1) * normal();
+        squares.heads[i] = 1;
+    }
     for (int i = 0; i < UNITS; i++) squares.bias[i] = 1;
     for (int i = 0; i <= ACTIONS; i++) squares.head_bias[i] = 1;
     for (size_t i = 0; i < inputs; i++) slot_of[i] = -1;
@@ -228,16 +229,16 @@ static int greedy(const Step *step) {
 
 // -------------------------------------------------------------------------------------- learning
 
-// a3c_pong.lambda_returns of the rollout's n steps.
-static void find_returns(int n, float last_value, int terminal, float *returns) {
+// a3c_pong.lambda_returns of the rollout's n steps; rollout[n] is the state after them.
+static void find_returns(const Step *rollout, int n, int terminal, float *returns) {
     float next = 0;
     for (int t = n - 1; t >= 0; t--) {
         int last = t == n - 1;
         float reward = rollout[t].reward;
         if (last && terminal && reward <= 0 && option.lost_game_reward != 0)
             reward = option.lost_game_reward;
-        double lambda = option.gae_lambda, ahead = last_value;
-        if (!last) ahead = (1 - lambda) * rollout[t + 1].value + lambda * next;
+        double lambda = last ? 0 : option.gae_lambda;
+        double ahead = (1 - lambda) * rollout[t + 1].value + lambda * next;
         int end = (option.cut_at_points && reward != 0) || (last && terminal);
         returns[t] = next = end ? reward : reward + option.gamma * ahead;
     }
@@ -304,8 +305,8 @@ static void rmsprop(float *weights, float *mean_squares, const float *gradients,
     }
 }
 
-// Learn from the n steps of the rollout played with net; the sum of the policy's entropies.
-static double update(int n, const Networks *net, float last_value, int terminal,
+// Learn from the n steps of a rollout; the sum of the policy's entropies.
+static double update(const Step *rollout, int n, const Networks *net, int terminal,
                      double steps_done) {
     static float returns[MAX_STEPS];
     double gone = option.beta_steps ? fmin(1, steps_done / option.beta_steps) : 0, entropy = 0;
@@ -314,7 +315,7 @@ static double update(int n, const Networks *net, float last_value, int terminal,
     memset(bias_gradient, 0, sizeof bias_gradient);
     memset(heads_gradient, 0, sizeof heads_gradient);
     memset(head_bias_gradient, 0, sizeof head_bias_gradient);
-    find_returns(n, last_value, terminal, returns);
+    find_returns(rollout, n, terminal, returns);
     for (int t = 0; t < n; t++)
         entropy += add_gradients(&rollout[t], net, returns[t] - rollout[t].value, beta,
                                  option.mean ? 1.0 / n : 1);
@@ -365,22 +366,38 @@ static void evaluate(const char *how, int (*choose)(const Step *)) {
            games);
 }
 
-// A worker's turn: play up to its next multiple of steps_per_update or to the game's end, learn
-// from that, and pull; how many steps it was.
-static int turn(Game *game, Networks *local, double steps_before, double *entropy) {
-    int period = option.steps_per_update, steps = period - game->total_steps % period, n = 0;
-    for (; n < steps && !game->over; n++) {
-        Step *step = &rollout[n];
-        look(step, game, local);
+typedef struct {
+    Game game;
+    Networks local;
+    Step rollout[MAX_STEPS + 1];
+    int n;  // steps of it so far
+} Worker;
+
+// A worker's turn: play on to the next pull, to its next multiple of steps_per_update or to the
+// game's end, and in the last two cases learn from the rollout; how many steps it was.
+static int turn(Worker *worker, double steps_before, double *entropy) {
+    Game *game = &worker->game;
+    int period = option.steps_per_update, played = 0;
+    int left = period - game->total_steps % period;
+    int most = option.pull_steps && option.pull_steps < left ? option.pull_steps : left;
+    for (; played < most && !game->over; played++, worker->n++) {
+        Step *step = &worker->rollout[worker->n];
+        look(step, game, &worker->local);
         step->action = sampled(step);
         step->reward = play(game, step->action);
     }
-    game->total_steps += n;
-    if (!game->over) look(&rollout[n], game, local);
-    float last_value = game->over ? 0 : rollout[n].value;
-    *entropy += update(n, local, last_value, game->over, steps_before + n);
-    pull(local);
-    return n;
+    game->total_steps += played;
+    if (option.pull_steps) pull(&worker->local);
+    if (played == left || game->over) {
+        look(&worker->rollout[worker->n], game, &worker->local);
+        if (option.pull_steps)
+            for (int t = 0; t < worker->n; t++) forward(&worker->rollout[t], &worker->local);
+        *entropy += update(worker->rollout, worker->n, &worker->local, game->over,
+                           steps_before + played);
+        pull(&worker->local);
+        worker->n = 0;
+    }
+    return played;
 }
 
 int main(int count, char **arguments) {
@@ -402,18 +419,17 @@ int main(int count, char **arguments) {
     }
     seed_randomness(option.seed * 7919 + 17);
     new_networks();
-    Game *all = calloc(option.workers, sizeof(Game));
-    Networks *local = calloc(option.workers, sizeof(Networks));
+    Worker *workers = calloc(option.workers, sizeof(Worker));
     for (int i = 0; i < option.workers; i++) {
-        new_game(&all[i]);
-        pull(&local[i]);
+        new_game(&workers[i].game);
+        pull(&workers[i].local);
     }
     double done = 0, next_line = option.every, entropy = 0, since = 0, score = 0;
     int games = 0;
     for (long i = 0; done < option.steps; i++) {
-        int worker = i % (int)option.workers;
-        Game *game = &all[worker];
-        int n = turn(game, &local[worker], done, &entropy);
+        Worker *worker = &workers[i % (int)option.workers];
+        Game *game = &worker->game;
+        int n = turn(worker, done, &entropy);
         done += n, since += n;
         if (game->over) {
             score = games++ ? .99 * score + .01 * game->score : game->score;

@@ -4,7 +4,7 @@
 #include "a3c.c"
 
 static Pong pong;
-static Networks locals[2];
+static Worker workers[2];
 
 void reset(void) { pong_reset(&pong); }
 int act(int action) { return pong_act(&pong, action); }
@@ -17,14 +17,15 @@ float *weights(int which) {
     return (float *[]){global.kernel, global.bias, global.heads, global.head_bias}[which];
 }
 void build_networks(void) { new_networks(); }
-void pull_global(int worker) { pull(&locals[worker]); }
+void pull_global(int worker) { pull(&workers[worker].local); }
 void put_step(int worker, int t, int count, const int *active, int action, float reward) {
-    rollout[t].count = count;
-    memcpy(rollout[t].inputs, active, count * sizeof *active);
-    rollout[t].action = action;
-    rollout[t].reward = reward;
-    forward(&rollout[t], &locals[worker]);
+    Step *step = &workers[worker].rollout[t];
+    step->count = count;
+    memcpy(step->inputs, active, count * sizeof *active);
+    step->action = action;
+    step->reward = reward;
+    forward(step, &workers[worker].local);
 }
 void learn(int worker, int n, int terminal, double steps_done) {
-    update(n, &locals[worker], terminal ? 0 : rollout[n].value, terminal, steps_done);
+    update(workers[worker].rollout, n, &workers[worker].local, terminal, steps_done);
 }

@@ -276,6 +276,14 @@ def test_probability_zero_gives_no_nan(tf, rollouts):
         assert np.isfinite(values).all(), name
 
 
+def test_initial_weights_have_the_spread_asked_for(tf):
+    for settings, std in (a3c_pong.Settings(), 0.1), (a3c_pong.Settings(actor_head_init=0.3), 0.3):
+        sparse = Sparse(tf, 0, settings)
+        net = sparse.globalnet
+        values = sparse.session.run([net.net.kernel, net.a_params[1], net.c_params[1]])
+        assert np.allclose([value.std() for value in values], [0.1, std, 0.1], rtol=0.2)
+
+
 def test_the_actors_policy_is_the_local_net_s(tf, rollouts):
     sparse = Sparse(tf, 1, a3c_pong.Settings())
     local, rollout = sparse.locals[0], rollouts[40]
