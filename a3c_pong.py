@@ -620,7 +620,7 @@ class Worker:
             return self.actor.play(*how)
 
     def _pull(self):
-        """Within a rollout."""
+        """Take over, before the rollout is learned from, what others have learned meanwhile."""
         self.AC.pull_global(self.actor.policy)
 
     def _learn(self, rollout):
