@@ -301,8 +301,9 @@ def test_an_agent_plays_in_a_window_until_it_is_closed_or_ctrl_c(start, screen, 
     assert wait_until(lambda: all("Ctrl-C ends it" in run.out for run in (closed, stopped)))
     stopped.signal(signal.SIGINT)
     assert stopped.wait(10) == 130
-    assert wait_until(courts)  # which the other may have covered
-    screen.ask("windowclose", courts()[0])
+    shown = wait_until(courts)  # which the other may have covered
+    assert shown
+    screen.ask("windowclose", shown[0])
     assert closed.wait(10) == 0
     for run in (closed, stopped):
         assert run.err == "" and run.actors() == []
