@@ -1,6 +1,8 @@
 // The learner of `a3c_pong.py --preset rally`, written again beside Pong's compiled game (pong.h).
 //
-//     a3c [name=number ...]      the names are OPTIONS below, most of them those of settings.py
+//     a3c [name=number ...] [from=FILE]
+//
+// The names are OPTIONS below, most of them those of settings.py; FILE is a state that run.py wrote.
 //
 // Workers take turns: each plays pull_steps steps, or a whole rollout, with its own copy of the
 // weights, and pulls the global ones; at a rollout's end it updates those with its gradients. So it
@@ -165,6 +167,26 @@ static void new_networks(void) {
     for (int i = 0; i < UNITS; i++) squares.bias[i] = 1;
     for (int i = 0; i <= ACTIONS; i++) squares.head_bias[i] = 1;
     for (size_t i = 0; i < inputs; i++) slot_of[i] = -1;
+}
+
+// Go on from a state as run.py writes it: steps and updates so far, the update that last had each
+// input, weights, mean squares. 0: it does not fit.
+static int read_state(const char *path, long *steps_done) {
+    FILE *file = fopen(path, "rb");
+    if (!file) return 0;
+    size_t read = fread(steps_done, sizeof(long), 1, file) + fread(&updates, sizeof(long), 1, file);
+    read += fread(touched_by, sizeof(long), inputs, file);
+    Networks *both[] = {&global, &squares};
+    for (int i = 0; i < 2; i++) {
+        read += fread(both[i]->kernel, sizeof(float), inputs * UNITS, file);
+        read += fread(both[i]->bias, sizeof(float), UNITS, file);
+        read += fread(both[i]->heads, sizeof(float), HEADS, file);
+        read += fread(both[i]->head_bias, sizeof(float), ACTIONS + 1, file);
+    }
+    int whole = read == 2 + inputs + 2 * (inputs * UNITS + UNITS + HEADS + ACTIONS + 1);
+    whole = whole && fgetc(file) == EOF;
+    fclose(file);
+    return whole;
 }
 
 // Take over what has changed in the global networks since the last time; at first, all.
@@ -401,7 +423,12 @@ static int turn(Worker *worker, double steps_before, double *entropy) {
 }
 
 int main(int count, char **arguments) {
+    const char *from = NULL;
     for (int i = 1; i < count; i++) {
+        if (!strncmp(arguments[i], "from=", 5)) {
+            from = arguments[i] + 5;
+            continue;
+        }
         char *equals = strchr(arguments[i], '='), *end = equals;
         double number = equals ? strtod(equals + 1, &end) : 0;
         if (equals) *equals = 0;
@@ -419,12 +446,18 @@ int main(int count, char **arguments) {
     }
     seed_randomness(option.seed * 7919 + 17);
     new_networks();
+    long steps_before = 0;
+    if (from && !read_state(from, &steps_before)) {
+        fprintf(stderr, "a3c: no state of such networks: %s\n", from);
+        return 2;
+    }
     Worker *workers = calloc(option.workers, sizeof(Worker));
     for (int i = 0; i < option.workers; i++) {
         new_game(&workers[i].game);
         pull(&workers[i].local);
     }
-    double done = 0, next_line = option.every, entropy = 0, since = 0, score = 0;
+    double done = steps_before, entropy = 0, since = 0, score = 0;
+    double next_line = (floor(done / option.every) + 1) * option.every;
     int games = 0;
     for (long i = 0; done < option.steps; i++) {
         Worker *worker = &workers[i % (int)option.workers];

@@ -6,6 +6,8 @@ Each quoted string is what differs from the preset, "name=number name=number"; "
 itself. The names are in OPTIONS of a3c.c. The game and the learner are built first where need be,
 which takes gcc. A run is one thread; a row is added to RESULT.csv when it ends, in the format of
 results/search-compiled.csv: the moving true score by million steps, and when it was first above 0.
+With `--from RUN`, a run's folder or one of its checkpoints, the learner goes on from where the
+program was there, steps counted on, with new games.
 """
 
 import argparse
@@ -16,10 +18,15 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 
+import numpy as np
 import translate
 
 HERE = pathlib.Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))
+import checkpoints  # noqa: E402
+
 COMPILE = ["gcc", "-std=gnu11", "-O3", "-march=native", "-ffast-math"]
 MARKS = (1, 2, 3, 4, 5, 6, 8, 10)  # million steps
 COLUMNS = ["steps_per_update", "other", "anneal_steps_M", "beta_steps_M", "seed",
@@ -56,25 +63,72 @@ def defaults():
     return dict(re.findall(r"X\((\w+), ([\w.-]+)\)", options))
 
 
-def row(text, seed, printed):
-    """A run's row of the table. printed: its lines, lists of steps, score, entropy, games."""
+def state(arrays, about):
+    """The numbers of a checkpoint that the learner goes on from, in read_state's order.
+
+    Raises KeyError where they are not there, as in one of another method.
+    """
+    yield np.array([about["agent_steps"], about["updates"]], np.int64)
+    yield arrays["row_log/touched_by"].astype(np.int64)
+    heads = [(f"{head}/{name}", f"RMSPropOptimiser_{head}")
+             for name in ("bias", "head_kernel", "head_bias")
+             for head in ("actor_network", "critic_network")]  # fmt: skip
+    yield arrays["globalnet/kernel"].astype(np.float32)
+    yield from (arrays[f"globalnet/{name}"].T.astype(np.float32) for name, _ in heads)
+    yield arrays["globalnet/mean_square"].astype(np.float32)
+    yield from (arrays[f"W_0/globalnet/{name}/{slot}"].T.astype(np.float32) for name, slot in heads)
+
+
+def write_state(where, path):
+    """Write the state of a run or checkpoint to a file; the checkpoint's name and steps.
+
+    Raises ValueError, with a line for the user, where there is none.
+    """
+
+    def fits(arrays, about):
+        try:
+            list(state(arrays, about))
+        except KeyError as error:
+            return f"it has no {error}"
+
+    found, arrays, about, _ = checkpoints.load_newest(where, fits)
+    path.write_bytes(b"".join(array.tobytes() for array in state(arrays, about)))
+    return f"{found.resolve().parent.parent.name}/{found.stem}", about["agent_steps"]
+
+
+def row(text, seed, printed, name="", steps=0):
+    """A run's row of the table.
+
+    Args:
+        text, seed: what it was given.
+        printed: its lines, lists of steps, score, entropy, games.
+        name, steps: of the checkpoint it went on from, if any.
+    """
     given = dict(setting.split("=") for setting in text.split())
     values = defaults() | given
     millions = [f"{float(values[name]) / 1e6:g}" for name in ("anneal_steps", "beta_steps")]
-    other = " ".join(s for s in text.split() if s.split("=")[0] not in OWN_COLUMNS)
-    at = [next((f"{s:.1f}" for t, s, *_ in printed if t >= mark * 1e6), "") for mark in MARKS]
+    others = [s for s in text.split() if s.split("=")[0] not in OWN_COLUMNS]
+    other = " ".join([f"from={name}", *others] if name else others)
+    at = [next((f"{s:.1f}" for t, s, *_ in printed if t >= mark * 1e6 > steps), "")
+          for mark in MARKS]  # fmt: skip
     above = next((f"{t / 1e6:.2f}" for t, s, *_ in printed if s > 0), "")
     steps, score, entropy, _ = printed[-1]
     last = [f"{steps / 1e6:.1f}", f"{score:.1f}", f"{entropy:.2f}"]
     return [values["steps_per_update"], other, *millions, seed, *at, above, *last]
 
 
-def play(program, text, seed, steps):
-    """One run; its row, and what it printed beside."""
-    command = [program, *text.split(), f"seed={seed}", f"steps={steps:.0f}"]
+def play(learner, text, seed, steps, start):
+    """One run; its row, and what it printed beside.
+
+    Args:
+        learner: its program, with the state it goes on from if there is one.
+        text, seed, steps: what it is given.
+        start: that state's name and steps, or nothing.
+    """
+    command = [*learner, *text.split(), f"seed={seed}", f"steps={steps:.0f}"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     printed = [[float(x) for x in line.split()] for line in output if ":" not in line]
-    return row(text, seed, printed), [line for line in output if ":" in line]
+    return row(text, seed, printed, *start), [line for line in output if ":" in line]
 
 
 def parse(arguments):
@@ -95,6 +149,7 @@ def parse(arguments):
     parser.add_argument("--seeds", type=seeds, default=seeds("1-6"), help="first-last, or one")
     parser.add_argument("--steps", type=float, default=4e6, help="of each run")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--from", dest="start", metavar="RUN", help="go on from a run's checkpoint")
     parser.add_argument("--build", type=pathlib.Path, default=HERE / "build", help="folder for it")
     where = arguments.index("--") if "--" in arguments else len(arguments)
     command = parser.parse_args(arguments[:where])
@@ -106,14 +161,30 @@ def parse(arguments):
 
 def main():
     """Build, run, write."""
-    command, failed = parse(sys.argv[1:]), 0
-    program = build(command.build)
+    command = parse(sys.argv[1:])
+    learner, start = [build(command.build)], ()
+    with tempfile.TemporaryDirectory() as folder:
+        if command.start:
+            file = pathlib.Path(folder) / "state"
+            try:
+                start = name, steps = write_state(command.start, file)
+            except (OSError, ValueError) as error:
+                fail(error)
+            if steps >= command.steps:
+                fail(f"{name} has {steps:,} steps already, and --steps is not above them")
+            learner.append(f"from={file}")
+        sys.exit(search(command, learner, start))
+
+
+def search(command, learner, start):
+    """All runs of a command line, and their rows; the exit status. start: as for `play`."""
+    failed = 0
     for text in command.rows:  # the learner itself knows what it can be given
         if re.search(r"\b(seed|steps)=", text):
             fail("seeds and steps are given with --seeds and --steps")
-        tried = subprocess.run([program, *text.split(), "steps=0"], capture_output=True, text=True)
+        tried = subprocess.run([*learner, *text.split(), "steps=0"], capture_output=True, text=True)
         if tried.returncode:
-            fail(tried.stderr.strip() or f"{program} ends with status {tried.returncode}")
+            fail(tried.stderr.strip() or f"{learner[0]} ends with status {tried.returncode}")
     try:
         new = not command.result.exists() or not command.result.stat().st_size
         if not new and command.result.read_text().split("\n")[0] != ",".join(COLUMNS):
@@ -126,7 +197,8 @@ def main():
         table = csv.writer(file, lineterminator="\n")
         if new:
             table.writerow(COLUMNS)
-        runs = {pool.submit(play, program, text, seed, command.steps): f"{text} seed={seed}".strip()
+        runs = {pool.submit(play, learner, text, seed, command.steps, start):
+                f"{text} seed={seed}".strip()
                 for text in command.rows for seed in command.seeds}  # fmt: skip
         try:
             for run in concurrent.futures.as_completed(runs):
@@ -142,7 +214,7 @@ def main():
         except KeyboardInterrupt:
             failed = 130  # the runs had the signal, too
         pool.shutdown(cancel_futures=True)
-    sys.exit(failed)
+    return failed
 
 
 if __name__ == "__main__":

@@ -13,10 +13,14 @@ uint8_t *ram(void) { return pong.ram; }
 int active_pixels(int *pixels) { return pong_pixels(&pong, pixels); }
 
 int set(const char *name, double number) { return set_option(name, number); }
-float *weights(int which) {
-    return (float *[]){global.kernel, global.bias, global.heads, global.head_bias}[which];
+static float *numbers(Networks *net, int which) {
+    return (float *[]){net->kernel, net->bias, net->heads, net->head_bias}[which];
 }
+float *weights(int which) { return numbers(&global, which); }
+float *mean_squares(int which) { return numbers(&squares, which); }
 void build_networks(void) { new_networks(); }
+long *touched(void) { return touched_by; }
+int read_from(const char *path, long *steps) { return read_state(path, steps); }
 void pull_global(int worker) { pull(&workers[worker].local); }
 void put_step(int worker, int t, int count, const int *active, int action, float reward) {
     Step *step = &workers[worker].rollout[t];

@@ -2,6 +2,7 @@
 
 import csv
 import ctypes
+import importlib
 import pathlib
 import re
 import shutil
@@ -14,6 +15,7 @@ import pytest
 from program import ROOT
 
 import a3c_pong
+import checkpoints
 import pong_actor
 from preprocessing import INPUT_SIZE, SCREEN_SHAPE, active_pixels
 from settings import PRESETS
@@ -42,7 +44,9 @@ def library(built, tmp_path):
     """A copy of its own, since there is one game and one network in each."""
     library = ctypes.CDLL(shutil.copy(built, tmp_path))
     library.ram.restype = ctypes.POINTER(ctypes.c_uint8)
-    library.weights.restype = ctypes.POINTER(ctypes.c_float)
+    for name in "weights", "mean_squares":
+        getattr(library, name).restype = ctypes.POINTER(ctypes.c_float)
+    library.touched.restype = ctypes.POINTER(ctypes.c_long)
     library.set.argtypes = [ctypes.c_char_p, ctypes.c_double]
     whole = ctypes.c_int
     library.put_step.argtypes = [*[whole] * 3, ctypes.c_void_p, whole, ctypes.c_float]
@@ -311,6 +315,51 @@ def test_runs_make_a_table_like_the_one_in_results(run, tmp_path):
     run(result, *options)  # a seed gives the same run again
     again = list(csv.reader(result.open()))[5:]
     assert sorted(again) == sorted(row for row in rows if row[0] == "120")
+
+
+@pytest.mark.slow
+def test_runs_go_on_from_a_checkpoint(start, run, library, tmp_path, monkeypatch):
+    trained = start("--preset", "rally", "--seed", "1", "--render", "never", "--max-steps", "5000",
+                    "--run-dir", "trained")  # fmt: skip
+    assert trained.wait(120) == 0
+    folder = trained.folder / "trained"
+    path, arrays, about, _ = checkpoints.load_newest(folder)
+    steps = about["agent_steps"]
+
+    monkeypatch.syspath_prepend(SEARCH)
+    state, steps_read = tmp_path / "state", ctypes.c_long()
+    importlib.import_module("run").write_state(folder, state)
+    library.build_networks()
+    assert library.read_from(bytes(state), ctypes.byref(steps_read))
+    assert steps_read.value == steps >= 5000
+    for ours, kernel, of in (
+        (library.weights, "kernel", "globalnet/{0}/{1}"),
+        (library.mean_squares, "mean_square", "W_0/globalnet/{0}/{1}/RMSPropOptimiser_{0}"),
+    ):
+        actor, critic = (
+            [arrays[of.format(head, n)] for n in ("bias", "head_kernel", "head_bias")]
+            for head in ("actor_network", "critic_network")
+        )
+        theirs = [arrays[f"globalnet/{kernel}"], *(np.r_[a.T.ravel(), c.T.ravel()]
+                  for a, c in zip(actor, critic))]  # fmt: skip
+        for which, expected in enumerate(theirs):
+            assert np.array_equal(np.ctypeslib.as_array(ours(which), expected.shape), expected)
+            assert len(np.unique(expected)) > 1  # it has learned
+    touched = np.ctypeslib.as_array(library.touched(), (12800,))
+    assert np.array_equal(touched, arrays["row_log/touched_by"]) and touched.max() > 40
+
+    result = tmp_path / "result.csv"
+    done = run(result, "--from", folder, "--seeds", "1", "--steps", "1e4", "--", "gamma=.9")
+    assert (done.returncode, done.stderr) == (0, "")
+    (row,) = csv.DictReader(result.open())
+    assert row["other"] == f"from=trained/{path.stem} gamma=.9" and row["last_step_M"] == "0.0"
+    for arguments, words in (
+        (("--from", folder, "--steps", steps), f"{steps:,} steps already"),
+        (("--from", tmp_path / "nowhere"), "no such folder"),
+        (("--from", folder, "--", "frames=1"), "no state of such networks"),
+    ):
+        done = run(result, *map(str, arguments))
+        assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_bad_input_gets_one_line_and_status_2(run, tmp_path):
