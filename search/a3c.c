@@ -174,7 +174,8 @@ static void new_networks(void) {
 static int read_state(const char *path, long *steps_done) {
     FILE *file = fopen(path, "rb");
     if (!file) return 0;
-    size_t read = fread(steps_done, sizeof(long), 1, file) + fread(&updates, sizeof(long), 1, file);
+    size_t read = fread(steps_done, sizeof(long), 1, file);
+    read += fread(&updates, sizeof(long), 1, file);
     read += fread(touched_by, sizeof(long), inputs, file);
     Networks *both[] = {&global, &squares};
     for (int i = 0; i < 2; i++) {
