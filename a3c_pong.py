@@ -17,7 +17,6 @@ go on from, in runs/<time>.
 
 import dataclasses
 import functools
-import multiprocessing
 import os
 import signal
 import sys
@@ -154,6 +153,8 @@ class Network:
         self.v_target = rewards + weights @ tf.stop_gradient(self.bootstrap_values())
         losses = self._build_losses()
         terms = [term for terms in losses.values() for term in terms]
+        # of the loss, the sum over steps and terms of each * weight * term: tf.gradients multiplies
+        # by what it is given in the third place, which saves the product and its gradient
         kernel_grad, *grads = tf.gradients(
             [term for term, _ in terms],
             [self.net.kernel_rows, *self.net.all_params()],
@@ -193,7 +194,7 @@ class Network:
             push.append(self.trains[name].apply_gradients(zip(mine, group)))
         return push
 
-    def update_global(self, rollout, rewards, weights, annealed=0.0, beta=None, measured=None):
+    def update_global(self, rollout, rewards, weights, *, annealed=0.0, beta=None, measured=None):
         """Apply the local gradients of one rollout to the global network.
 
         Args:
@@ -616,7 +617,7 @@ class Worker:
         how = steps, self.epsilon(self.run.agent_steps), settings.pull_steps, self._pull
         if not self.actor.window:
             return self.actor.play(*how)
-        with self.run.gate.left():  # it takes a second
+        with self.run.gate.left():  # it takes a second, with the preset rally six
             return self.actor.play(*how)
 
     def _pull(self):
@@ -632,8 +633,8 @@ class Worker:
         ends[-1] = ends[-1] or rollout.terminal
         returns = lambda_returns(buffer_r, ends, settings.gamma, self.AC.lambda_)
         measured = {} if self.run.measuring_is_due() else None
-        annealed, beta = self.run.annealed(), self.run.beta()
-        self.AC.update_global(rollout, *returns, annealed, beta, measured)
+        now = dict(annealed=self.run.annealed(), beta=self.run.beta())
+        self.AC.update_global(rollout, *returns, **now, measured=measured)
         if measured:
             self.run.add_measured(measured)
         return buffer_r
@@ -677,7 +678,7 @@ def build_workers(network, session, run, actors, globalAC):
 def train(run, workers, actors, folder, snapshots, in_window, signals):
     """Run the workers' threads until something stops them, showing and saving; the exit status."""
     console = rich.console.Console(highlight=False, markup=False, soft_wrap=True)
-    cores = multiprocessing.cpu_count()
+    cores = len(pong_actor.allowed_cores())
     console.print(f"{len(workers)} workers on {cores} cores, curve in {folder.path} "
                   f"(tensorboard --logdir {folder.path}), Ctrl-C stops")  # fmt: skip
     window = RewardWindow() if in_window else None
@@ -761,10 +762,9 @@ def main(arguments=None):
                 folder = checkpoints.RunFolder.new(asked, notices, draw_curve)
         except (ValueError, checkpoints.InUse) as error:
             fail(error)
-        except FileExistsError:
-            fail(f"{settings.run_dir} holds a run already; a new run needs a folder of its own")
         except OSError as error:
-            fail(f"cannot write to {error.filename}: {error.strerror}")
+            where = f"cannot write to {error.filename}: " if error.filename else ""
+            fail(where + checkpoints.why(error))
         load_tensorflow()  # takes seconds, while the actors start
         resumed = (folder, kept) if command.resume else None
         if member:

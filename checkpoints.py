@@ -248,13 +248,20 @@ def read_curve(run_folder):
 
     Raises OSError, ValueError.
     """
-    settings = json.loads((pathlib.Path(run_folder) / "config.json").read_text())["settings"]
-    preset = settings.get("preset", "chapter")
-    label = settings.get("method", "a3c") + (f", {preset}" if preset != "chapter" else "")
-    with open(pathlib.Path(run_folder) / "scores.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    kinds = Episode.__annotations__
-    return label, [Episode(*(kinds[name](row[name]) for name in kinds)) for row in rows]
+    folder, kinds = pathlib.Path(run_folder), Episode.__annotations__
+    config, curve = (folder / name for name in ("config.json", "scores.csv"))
+    try:
+        settings = json.loads(config.read_text())["settings"]
+        method, preset = settings.get("method", "a3c"), settings.get("preset", "chapter")
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ValueError(f"{config} is not a run's: it has no settings") from None
+    try:
+        with open(curve, newline="") as file:
+            rows = list(csv.DictReader(file))
+        episodes = [Episode(*(kinds[name](row[name]) for name in kinds)) for row in rows]
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(f"{curve} is not a run's curve, or damaged") from None
+    return method + (f", {preset}" if preset != "chapter" else ""), episodes
 
 
 def commit():
@@ -299,11 +306,16 @@ class RunFolder:
 
     @classmethod
     def new(cls, settings, *others):
-        """A new one. Raises OSError where that fails, FileExistsError where it holds a run."""
+        """A new one. Raises OSError where that fails, or where it holds a run."""
         path = pathlib.Path(settings["run_dir"]) if settings["run_dir"] else cls._new_path()
         if path.exists() and not path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "it is not a folder", str(path))
         path.mkdir(parents=True, exist_ok=True)
+        holds = [name for name in ("scores.csv", "config.json", "checkpoints")
+                 if (path / name).exists()]  # fmt: skip
+        if holds:
+            why = f"it has {holds[0]} already; a new run needs a folder of its own"
+            raise FileExistsError(errno.EEXIST, why, str(path))
         config = dict(settings=settings, command=sys.argv, commit=commit())
         config["machine"] = f"{multiprocessing.cpu_count()} cores, {platform.platform()}"
         config["versions"] = versions()
@@ -412,8 +424,9 @@ class RunFolder:
             save(folder / f"step-{about['agent_steps']:09}.npz", arrays, about)
             for path in [path for path in paths(self.path) if path.name != "best.npz"][self.KEPT :]:
                 path.unlink()
-            score = about["running_score"]
-            if about["games"] >= self.BEST_FROM and score > self.best:
+        score = about["running_score"]
+        if about["games"] >= self.BEST_FROM and score > self.best:
+            with self._if_possible("the best checkpoint"):
                 save(folder / "best.npz", arrays, about)
                 self.best = score
         return "a checkpoint" not in self.unwritten

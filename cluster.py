@@ -113,8 +113,11 @@ def check_port(cluster):
     TensorFlow itself would share it with another server, without a word.
     """
     _, port = split_address(cluster.addresses[cluster.job][cluster.index])
-    family = socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET
-    with socket.socket(family) as probe:
+    try:
+        probe = socket.socket(socket.AF_INET6)
+    except OSError:  # Python was built with IPv6, and the kernel has none
+        probe = socket.socket(socket.AF_INET)
+    with probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", port))

@@ -6,7 +6,6 @@
 import contextlib
 import dataclasses
 import json
-import multiprocessing
 import os
 import sys
 import threading
@@ -52,7 +51,7 @@ class Replica:
             self.target = self._build_net()
         return self.target.outputs["q_network"]
 
-    def update_global(self, rollout, rewards, weights, annealed=0.0, beta=None, measured=None):
+    def update_global(self, rollout, rewards, weights, *, annealed=0.0, beta=None, measured=None):
         fed = self._fed(rollout, rewards, weights, annealed, beta)
         if measured is None:
             gradients = self._gradients(*fed)
@@ -256,7 +255,7 @@ class ChiefSnapshots:
         run = self.run
         run.stop_collecting()
         with contextlib.suppress(cluster.Lost, cluster.Held):
-            run.link.call("end", run.stopped_because)
+            run.link.call("end", run.stopped_because or "it has failed")
             return self._take()
 
     def _take(self):
@@ -309,7 +308,7 @@ def cluster_member(given):
     try:
         member = cluster.described(text)
         cluster.check_port(member)
-        if (given.get("workers") or multiprocessing.cpu_count()) > cluster.WORKERS_EACH:
+        if (given.get("workers") or len(pong_actor.allowed_cores())) > cluster.WORKERS_EACH:
             raise ValueError(f"a process of a cluster has at most {cluster.WORKERS_EACH} --workers")
     except ValueError as error:
         fail(error)

@@ -363,7 +363,7 @@ def main():
     def before_step(n):
         """Ask for new weights now and then; whether the parent is gone.
 
-        That is looked for in a window, where a rollout takes a second; it sends nothing meanwhile.
+        That is looked for in a window, where a rollout takes seconds; it sends nothing meanwhile.
         """
         if pull_steps and n and n % pull_steps == 0:
             connection.send(PULL)
@@ -491,6 +491,11 @@ class PongActor:
         raise ActorDied(self.process.wait())
 
 
+def allowed_cores():
+    """The numbers of the cores that this process may use, a list: not always all there are."""
+    return sorted(os.sched_getaffinity(os.getpid()))
+
+
 class ActorsKeepDying(Exception):
     """Starting another actor has not helped; the message is for the user."""
 
@@ -534,7 +539,7 @@ class Actors(dict):
         The two take turns: on one core neither waits for another core to wake up, and what one has
         written the other finds in the cache. With fewer workers than cores the system knows better.
         """
-        cores = sorted(os.sched_getaffinity(os.getpid()))
+        cores = allowed_cores()
         if len(self) >= len(cores):
             core = cores[list(self).index(name) % len(cores)]
             os.sched_setaffinity(0, {core})

@@ -79,6 +79,10 @@ class Settings:
 
     def check(self):
         """Raises ValueError, with one line for the user, where a value makes no sense."""
+        for field in dataclasses.fields(self):
+            choices, value = get_args(field.type), getattr(self, field.name)
+            if get_origin(field.type) is Literal and value not in choices:
+                raise ValueError(f"{option(field.name)} must be {', '.join(choices)}, not {value}")
         must = {name: (lambda n: n >= 1, "at least 1") for name in
                 ("workers", "max_episodes", "max_steps", "steps_per_update", "pull_steps", "frames",
                  "beta_steps", "anneal_steps", "target_steps", "epsilon_frames")}  # fmt: skip

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import multiprocessing
 import os
 import signal
 import threading
@@ -192,14 +191,15 @@ class Run:
 
 # What a run resumed needs to go on exactly: weights and mean squares, the row log, the curve, the
 # counts, and of each worker its counts and its actor's game. A window's game is not kept: W_0 is at
-# it for a second at a time, and begins another one.
+# it for a second and more at a time, and begins another one.
 
 
 class Snapshots:
     """What makes a checkpoint of the run, for which it holds up the workers as briefly as it can.
 
-    Copying 20 MB of kernels and mean squares takes 40 ms. So it is done while the workers go on,
-    and when they stand still only the rows are copied again that have changed meanwhile.
+    Copying kernels and mean squares, 20 MB and more, takes 40 ms and more. So it is done while the
+    workers go on, and when they stand still only the rows are copied again that have changed
+    meanwhile.
     """
 
     def __init__(self, session, run, workers):
@@ -391,7 +391,7 @@ def start_actors(actors, settings, first=0):
     """
     screen = "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
     in_window = settings.render == "window" or (settings.render == "auto" and screen)
-    workers = settings.workers or multiprocessing.cpu_count()
+    workers = settings.workers or len(pong_actor.allowed_cores())
     if in_window:
         actors.start("W_0", window=True)
         try:

@@ -328,7 +328,7 @@ def evaluate(path, games, seed, console, signals):
             return play_game(actor, epsilon, see=lambda *_: stopping.is_set())
 
     signals.starting = False  # an exception might leave a lock of the threads' locked
-    with bar, concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+    with bar, concurrent.futures.ThreadPoolExecutor(len(pong_actor.allowed_cores())) as threads:
         try:
             for way, (epsilon, _) in ways(about).items():
                 played[way] = [threads.submit(play_one, n, epsilon) for n in range(games)]

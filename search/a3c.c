@@ -440,8 +440,10 @@ int main(int count, char **arguments) {
         }
     }
     if (option.steps_per_update < 1 || option.steps_per_update > MAX_STEPS || option.frames < 1 ||
-        option.frames > MAX_FRAMES || option.workers < 1) {
-        fprintf(stderr, "a3c: steps_per_update is 1 to %d, frames 1 to %d, workers 1 or more\n",
+        option.frames > MAX_FRAMES || option.workers < 1 || option.pull_steps < 0) {
+        fprintf(stderr,
+                "a3c: steps_per_update is 1 to %d, frames 1 to %d, workers 1 or more, pull_steps 0 "
+                "or more\n",
                 MAX_STEPS, MAX_FRAMES);
         return 2;
     }

@@ -215,7 +215,7 @@ def events():
         ends = [False] * (len(rollout.rewards) - 1) + [rollout.terminal]
         returns = a3c_pong.lambda_returns(rollout.rewards, ends, 0.9, 1.0)
         began = time.perf_counter()
-        worker.AC.update_global(rollout, *returns, 0.0, {} if measures else None)
+        worker.AC.update_global(rollout, *returns, measured={} if measures else None)
         times[measures].append(time.perf_counter() - began)
     actors.close()
     more = statistics.median(times[True]) - statistics.median(times[False])

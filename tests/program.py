@@ -21,6 +21,14 @@ GAME_LINE = re.compile(
 )
 LAST_LINE = re.compile(r"^(.+): ([\d,]+) games, ([\d,]+) steps in (\d+):(\d\d):(\d\d); curve in ")
 HEADER = "episode,worker,agent_steps,seconds,score,reward,running_score,running_reward"
+FAILS_LATER = """if True:  # the script, but that learning fails at the 300th rollout
+    import sys, a3c_pong
+    learning_rewards, calls = a3c_pong.learning_rewards, []
+    def failing(*arguments):
+        calls.append(arguments)
+        return learning_rewards(*arguments) if len(calls) < 300 else 1 / 0
+    a3c_pong.learning_rewards = failing
+    sys.exit(a3c_pong.main(sys.argv[1:]))"""
 START_UP = 60  # seconds it may take on a busy machine
 
 

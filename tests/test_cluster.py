@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from program import ROOT, wait_until
+from program import FAILS_LATER, ROOT, wait_until
 from test_resume import newest, rows_of
 
 import cluster
@@ -99,10 +99,9 @@ class Cluster:
             host = hosts[job, index][0] if hosts else "127.0.0.1"
             self.addresses[job].append(f"{host}:{3000 if hosts else free_port()}")
 
-    def __call__(self, job, index=0, *options):
+    def __call__(self, job, index=0, *options, program=(str(ROOT / "a3c_pong.py"),)):
         """Start a task; a `Program`."""
         text = config(job, index, **self.addresses)
-        program = (str(ROOT / "a3c_pong.py"),)
         command = self.hosts[job, index][1] if self.hosts else ()
         started = self.start(*options, program=program, command=command, TF_CONFIG=text)
         if job == "chief" and not self.run:
@@ -276,6 +275,22 @@ def test_a_chief_that_returns_from_a_kill_goes_on_from_its_last_checkpoint(start
     assert len(rows) == int(limit)
     assert {game[0] for game in again.games()} == {"W_0", "W_100"}
     assert_quiet(ps, again, worker)
+
+
+@pytest.mark.slow
+def test_a_chief_that_fails_leaves_a_checkpoint_and_ends_the_others(start):
+    cluster = Cluster(start, workers=1)
+    ps, worker = cluster("ps"), cluster("worker", 0, "--workers", "1")
+    options = "--workers", "1", "--render", "never"
+    chief = cluster("chief", 0, *options, program=("-c", FAILS_LATER))
+    assert chief.wait(120) == 1
+    assert chief.err.splitlines()[-1] == "ZeroDivisionError: division by zero"
+    assert worker.wait(30) == ps.wait(20) == 0
+    for program in worker, ps:
+        assert "the chief has ended the run: it has failed" in program.out
+    _, about = newest(cluster.run)
+    assert about["agent_steps"] >= 299 * 20 - 19
+    assert_quiet(ps, worker)
 
 
 @pytest.mark.slow

@@ -253,7 +253,7 @@ def test_annealing_takes_learning_rates_to_0_and_beta_to_its_end(tf, rollouts):
         rollout = rollouts[3]
         returns = a3c_pong.lambda_returns(rollout.rewards, ends(rollout), 0.9, 1.0)
         before = sparse.values(sparse.globalnet)
-        sparse.locals[0].update_global(rollout, *returns, run.annealed(), beta)
+        sparse.locals[0].update_global(rollout, *returns, annealed=run.annealed(), beta=beta)
         after.append({k: v - before[k] for k, v in sparse.values(sparse.globalnet).items()})
     for name, expected in after[0].items():
         np.testing.assert_allclose(after[1][name], expected, rtol=1e-4, atol=1e-12)

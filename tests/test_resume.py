@@ -244,6 +244,12 @@ def test_a_config_of_another_version_is_understood(start, run):
     settings = json.loads((run / "config.json").read_text())["settings"]
     assert settings["beta"] == 0.0001 and "colour" not in settings and settings["seed"] == 5
 
+    config["settings"].update(loss="median")
+    (run / "config.json").write_text(json.dumps(config))
+    program = start("--resume", str(run))
+    assert program.wait() == 0
+    assert "is not readable (--loss must be auto, mean, sum, not median): the se" in program.out
+
     (run / "config.json").write_text('{"settings": {"gam')
     program = start("--resume", str(run))
     assert program.wait() == 0

@@ -16,7 +16,16 @@ import time
 
 import numpy as np
 import pytest
-from program import GAME_LINE, ROOT, count_pixels, kill, read_picture, shows_court, wait_until
+from program import (
+    FAILS_LATER,
+    GAME_LINE,
+    ROOT,
+    count_pixels,
+    kill,
+    read_picture,
+    shows_court,
+    wait_until,
+)
 
 import a3c_pong
 from settings import PRESETS
@@ -219,15 +228,7 @@ def test_a_killed_run_leaves_no_actor_and_no_shared_memory(start):
 
 @pytest.mark.slow
 def test_an_exception_in_a_worker_ends_the_run_and_leaves_its_curve(start):
-    driver = """if True:
-        import sys, a3c_pong
-        learning_rewards, calls = a3c_pong.learning_rewards, []
-        def failing(*arguments):
-            calls.append(arguments)
-            return learning_rewards(*arguments) if len(calls) < 300 else 1 / 0
-        a3c_pong.learning_rewards = failing
-        sys.exit(a3c_pong.main(sys.argv[1:]))"""
-    run = start("--workers", "2", program=("-c", driver))
+    run = start("--workers", "2", program=("-c", FAILS_LATER))
     assert run.wait() == 1
     assert "Traceback" in run.err
     assert run.err.splitlines()[-1] == "ZeroDivisionError: division by zero"
@@ -274,13 +275,31 @@ def test_a_wrong_option_is_named_in_one_line(start, options, named):
     assert not (run.folder / "run").exists()
 
 
-def test_a_folder_that_holds_a_run_is_left_as_it_is(start, tmp_path):
-    (tmp_path / "scores.csv").write_text("a run's\n")
-    run = start("--run-dir", str(tmp_path))
+@pytest.mark.parametrize("name", ["scores.csv", "config.json", "checkpoints"])
+def test_a_folder_that_holds_a_run_is_left_as_it_is(start, tmp_path, name):
+    folder = tmp_path / "held"
+    folder.mkdir()
+    (folder / name).write_text("a run's\n")
+    run = start("--run-dir", str(folder))
     assert run.wait() == 2
     assert run.out == ""
-    assert len(run.err.splitlines()) == 1 and str(tmp_path) in run.err
-    assert (tmp_path / "scores.csv").read_text() == "a run's\n"
+    assert len(run.err.splitlines()) == 1 and f"{folder}: it has {name} already" in run.err
+    assert (folder / name).read_text() == "a run's\n"
+    assert [path.name for path in folder.iterdir()] == [name]
+
+
+def test_what_has_no_file_to_name_is_said_without_one(start):
+    run = start("--workers", "60", command=("prlimit", "--nofile=64"))
+    assert run.wait() == 2
+    assert run.out == "" and run.err == "a3c_pong.py: Too many open files\n"
+    assert run.actors() == []
+
+
+def test_there_is_a_worker_for_each_core_that_may_be_used(start):
+    core = str(min(os.sched_getaffinity(0)))
+    run = start("--max-steps", "20", command=("taskset", "-c", core))
+    assert run.wait() == 0
+    assert run.out.startswith("1 workers on 1 cores, ")
 
 
 def test_a_file_is_no_folder(start, tmp_path):
@@ -340,6 +359,15 @@ def test_a_picture_that_cannot_be_drawn_gets_one_line(start, options):
     run = start("--draw", *options.format(results=results).split())
     assert run.wait() == 2
     assert len(run.err.splitlines()) == 1 and run.out == ""
+
+
+@pytest.mark.parametrize("name, text", [("config.json", "{}"), ("scores.csv", "episode\n1\n2,W_")])
+def test_a_damaged_run_is_named_and_not_drawn(start, tmp_path, name, text):
+    shutil.copytree(ROOT / "results" / "a3c-chapter-seed1", tmp_path / "run")
+    (tmp_path / "run" / name).write_text(text)
+    run = start("--draw", "one.png", str(tmp_path / "run"))
+    assert run.wait() == 2
+    assert len(run.err.splitlines()) == 1 and str(tmp_path / "run" / name) in run.err
 
 
 def test_importing_the_modules_does_nothing(start):

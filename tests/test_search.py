@@ -231,7 +231,7 @@ class Real:
         ends = [self.settings.cut_at_points and reward != 0 for reward in rewards]
         ends[-1] = ends[-1] or rollout.terminal
         returns = a3c_pong.lambda_returns(rewards, ends, self.settings.gamma, local.lambda_)
-        local.update_global(rollout, *returns, run.annealed(), run.beta())
+        local.update_global(rollout, *returns, annealed=run.annealed(), beta=run.beta())
         local.pull_global(self.policy)
 
     def weights(self):
