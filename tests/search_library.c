@@ -30,6 +30,7 @@ void put_step(int worker, int t, int count, const int *active, int action, float
     step->reward = reward;
     forward(step, &workers[worker].local);
 }
-void learn(int worker, int n, int terminal, double steps_done) {
+void learn(int worker, int n, int terminal, double steps_done, double score) {
+    running_score = score;
     update(workers[worker].rollout, n, &workers[worker].local, terminal, steps_done);
 }
