@@ -149,7 +149,7 @@ class Network:
         rewards = tf.placeholder(self.DTYPE, [None, 1], "rewards")  # [T + 1, 1]
         weights = tf.placeholder(self.DTYPE, [None, None], "weights")  # [T + 1, T + 1]
         each = tf.placeholder(self.DTYPE, [None, 1], "each")  # [T + 1, 1]: of a step in the loss
-        self.entropy_target = tf.placeholder(self.DTYPE, [], "entropy_target")
+        self.beta = tf.placeholder(self.DTYPE, [], "beta")
         self.v_target = rewards + weights @ tf.stop_gradient(self.bootstrap_values())
         losses = self._build_losses()
         terms = [term for terms in losses.values() for term in terms]
@@ -164,7 +164,7 @@ class Network:
                    for name, terms in losses.items()} | self.figures()  # fmt: skip
         self.measured = {name: tf.reduce_mean(figure[:-1]) for name, figure in figures.items()}
         self.measured["gradient_norm"] = tf.linalg.global_norm([kernel_grad, *grads])
-        returns = [rewards, weights, each, self.entropy_target]
+        returns = [rewards, weights, each, self.beta]
         feeds = [self.rows, self.s, self.a_his, *returns, self.globalAC.annealed]
         self._build_traffic(session, feeds, kernel_grad, grads)
 
@@ -194,28 +194,26 @@ class Network:
             push.append(self.trains[name].apply_gradients(zip(mine, group)))
         return push
 
-    def update_global(
-        self, rollout, rewards, weights, *, annealed=0.0, entropy_target=0.0, measured=None
-    ):
+    def update_global(self, rollout, rewards, weights, *, annealed=0.0, beta=None, measured=None):
         """Apply the local gradients of one rollout to the global network.
 
         Args:
             rollout: a `pong_actor.Rollout`.
             rewards, weights: [T] and [T, T], its returns as `lambda_returns` gives them.
             annealed: 0 to 1, how much of their way to 0 the learning rates have gone.
-            entropy_target: by now, where there is one.
+            beta: the entropy's weight; None: the setting's.
             measured: dict to write the update's losses and the like to, for TensorBoard.
         """
         row_log = self.globalAC.row_log
         row_log.begin_update(rollout.rows, self._catch_up)
-        fed = self._fed(rollout, rewards, weights, annealed, entropy_target)
+        fed = self._fed(rollout, rewards, weights, annealed, beta)
         if measured is None:
             self._push(*fed)
         else:
             measured.update(zip(self.measured, map(float, self._push_and_measure(*fed))))
         row_log.end_update(rollout.rows)
 
-    def _fed(self, rollout, rewards, weights, annealed, entropy_target):
+    def _fed(self, rollout, rewards, weights, annealed, beta):
         """The values that a push is fed."""
         steps = len(rollout.actions)
         states = rollout.states.astype(self.DTYPE)
@@ -223,8 +221,8 @@ class Network:
         padded = [np.zeros((steps + 1, n), self.DTYPE) for n in (1, steps + 1, 1)]
         padded[0][:-1, 0], padded[1][:-1, 1:] = rewards, weights
         padded[2][:-1] = 1 if self.sums() else 1 / steps
-        entropy_target = np.asarray(entropy_target, self.DTYPE)
-        return rollout.rows, states, actions, *padded, entropy_target, np.float32(annealed)
+        beta = np.asarray(self.settings.beta if beta is None else beta, self.DTYPE)
+        return rollout.rows, states, actions, *padded, beta, np.float32(annealed)
 
     def pull_global(self, policy):
         """Copy what has changed in the global network since the last pull.
@@ -309,10 +307,7 @@ class ActorCriticNetwork(Network):
         return self.v
 
     def _build_losses(self):
-        """The chapter's losses: td ** 2, and -(log_prob * td + beta * entropy).
-
-        With an entropy target, beta counts times what the rollout's mean entropy is below it.
-        """
+        """The chapter's losses: td ** 2, and -(log_prob * td + beta * entropy)."""
         td = self.v_target - self.v  # temporal difference error [T + 1, 1]
         # the chapter's log(softmax) is -inf at probability 0, its gradient NaN; this is neither
         minus_log_prob = tf.expand_dims(tf.nn.sparse_softmax_cross_entropy_with_logits(
@@ -320,12 +315,8 @@ class ActorCriticNetwork(Network):
         ), 1)  # [T + 1, 1]  # fmt: skip
         ones = tf.ones([self.num_actions, 1], self.DTYPE)
         self.entropy = -(self.a_prob * tf.log(self.a_prob + 1e-5)) @ ones  # [T + 1, 1]
-        beta = self.settings.beta
-        if self.settings.entropy_target is not None:
-            missing = tf.nn.relu(self.entropy_target - tf.reduce_mean(self.entropy[:-1]))
-            beta *= tf.stop_gradient(missing)
         return {
-            "policy_loss": [(minus_log_prob, tf.stop_gradient(td)), (self.entropy, -beta)],
+            "policy_loss": [(minus_log_prob, tf.stop_gradient(td)), (self.entropy, -self.beta)],
             "value_loss": [(tf.square(td), 1)],
         }
 
@@ -642,7 +633,7 @@ class Worker:
         ends[-1] = ends[-1] or rollout.terminal
         returns = lambda_returns(buffer_r, ends, settings.gamma, self.AC.lambda_)
         measured = {} if self.run.measuring_is_due() else None
-        now = dict(annealed=self.run.annealed(), entropy_target=self.run.entropy_target())
+        now = dict(annealed=self.run.annealed(), beta=self.run.beta())
         self.AC.update_global(rollout, *returns, **now, measured=measured)
         if measured:
             self.run.add_measured(measured)

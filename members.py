@@ -18,7 +18,7 @@ import cluster
 import pong_actor
 from graph import global_variables, load_tensorflow, make_callable, new_session, tf
 from settings import CHANGEABLE, Settings, fail, option, shown
-from training import Run, go_on, moving, new_actors, start_actors, start_later, stop_workers
+from training import Run, go_on, new_actors, start_actors, start_later, stop_workers
 
 # -------------------------------------------------------------------------------------- the network
 
@@ -51,10 +51,8 @@ class Replica:
             self.target = self._build_net()
         return self.target.outputs["q_network"]
 
-    def update_global(
-        self, rollout, rewards, weights, *, annealed=0.0, entropy_target=0.0, measured=None
-    ):
-        fed = self._fed(rollout, rewards, weights, annealed, entropy_target)
+    def update_global(self, rollout, rewards, weights, *, annealed=0.0, beta=None, measured=None):
+        fed = self._fed(rollout, rewards, weights, annealed, beta)
         if measured is None:
             gradients = self._gradients(*fed)
         else:
@@ -76,7 +74,7 @@ class Replica:
         else:
             T, _, *pulled = answer
             self._take(pulled, policy)
-        run.saw(int(T), self.incarnation, game)
+        run.saw(int(T), self.incarnation)
 
     def pull_global(self, policy):
         """The same as a method's own, but that it waits until somebody is there to answer."""
@@ -109,20 +107,11 @@ class MemberRun(Run):
         super().__init__(settings)
         parameters = cluster.Parameters(network, num_actions, settings, member)
         self.link = cluster.Link(member, parameters, self.coordinator.should_stop)
-        self.incarnation, self.own_score = 0, None
+        self.incarnation = 0
 
-    def running_score(self):
-        """That of this process' own games: the others' are known to the chief alone."""
-        return -21.0 if self.own_score is None else self.own_score
-
-    def saw(self, T, incarnation, game=None):
-        """Told of T, which does not go back but with another incarnation of the weights.
-
-        game: one of its own that has ended, (worker, score, reward).
-        """
+    def saw(self, T, incarnation):
+        """Told of T, which does not go back but with another incarnation of the weights."""
         with self.lock:
-            if game:
-                self.own_score = moving(self.own_score, game[1])
             if incarnation != self.incarnation:
                 self.incarnation, self.agent_steps = incarnation, 0
             self.agent_steps = max(self.agent_steps, T)

@@ -46,8 +46,9 @@ class Settings:
         0.1, "a3c: standard deviation of the actor's first output weights [chapter]"
     )
     beta: float = setting(0.0001, "weight of the policy's entropy in the actor's loss [chapter]")
-    entropy_target: float | None = setting(
-        None, "a3c: what beta is to keep the entropy at, at score -21, less above; none: no [ours]"
+    beta_end: float = setting(0.0, "what beta goes to in --beta-steps [ours]")
+    beta_steps: int | None = setting(
+        None, "agent steps in which beta goes there; none: it stays [ours]"
     )
     lr_actor: float = setting(0.0001, "learning rate of the actor [chapter]")
     lr_critic: float = setting(0.0001, "learning rate of the critic [chapter]")
@@ -84,13 +85,14 @@ class Settings:
                 raise ValueError(f"{option(field.name)} must be {', '.join(choices)}, not {value}")
         must = {name: (lambda n: n >= 1, "at least 1") for name in
                 ("workers", "max_episodes", "max_steps", "steps_per_update", "pull_steps", "frames",
-                 "anneal_steps", "target_steps", "epsilon_frames")}  # fmt: skip
+                 "beta_steps", "anneal_steps", "target_steps", "epsilon_frames")}  # fmt: skip
         must |= {name: (lambda x: 0 < x < math.inf, "a number above 0") for name in
-                 ("max_minutes", "actor_head_init", "entropy_target", "lr_actor", "lr_critic",
-                  "lr_q", "rmsprop_epsilon", "autosave_minutes")}  # fmt: skip
+                 ("max_minutes", "actor_head_init", "lr_actor", "lr_critic", "lr_q",
+                  "rmsprop_epsilon", "autosave_minutes")}  # fmt: skip
         must |= {name: (lambda x: 0 <= x <= 1, "between 0 and 1") for name in
                  ("gamma", "gae_lambda", "rmsprop_decay")}  # fmt: skip
-        must["beta"] = lambda x: 0 <= x < math.inf, "0 or a number above"
+        must |= {name: (lambda x: 0 <= x < math.inf, "0 or a number above") for name in
+                 ("beta", "beta_end")}  # fmt: skip
         must["lost_game_reward"] = math.isfinite, "a number or none"
         must["until_score"] = lambda x: -21 <= x <= 21, "between -21 and 21"
         must["seed"] = lambda n: 0 <= n < 2**31, "between 0 and 2147483647"
@@ -108,8 +110,8 @@ PRESETS = {
     "rally": dict(
         frames=2, steps_per_update=120, pull_steps=60, cut_at_points=True, lost_game_reward=None,
         gamma=1.0, gae_lambda=0.95, loss="sum", rmsprop_decay=0.975, rmsprop_epsilon=5e-5,
-        lr_actor=5e-4, lr_critic=2e-3, anneal_steps=10_000_000, actor_head_init=0.2, beta=0.2,
-        entropy_target=1.0, max_steps=10_000_000,
+        lr_actor=3.5e-4, lr_critic=1.4e-3, anneal_steps=10_000_000, actor_head_init=0.2,
+        beta=0.02, beta_steps=4_000_000, max_steps=10_000_000,
     ),
 }  # fmt: skip
 

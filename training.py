@@ -130,17 +130,13 @@ class Run:
         steps = self.settings.anneal_steps
         return min(1, self.agent_steps / steps) if steps else 0
 
-    def running_score(self):
-        """The moving true score by now; -21, all points lost, before a game has ended."""
-        return self.episodes[-1].running_score if self.episodes else -21.0
-
-    def entropy_target(self):
-        """What the policy's entropy is to be kept at by now: the less, the fewer points are lost.
-
-        0 where there is no such setting.
-        """
-        points_lost = (21 - self.running_score()) / 42  # their share
-        return (self.settings.entropy_target or 0.0) * points_lost
+    def beta(self):
+        """The entropy's weight by now."""
+        settings = self.settings
+        if not settings.beta_steps:
+            return settings.beta
+        gone = min(1, self.agent_steps / settings.beta_steps)
+        return settings.beta + gone * (settings.beta_end - settings.beta)
 
     def count(self, steps, game=None):
         """Count a worker's steps, and the (worker, score, reward) of a game they ended.

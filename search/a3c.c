@@ -17,14 +17,14 @@
 
 #include "pong.h"
 
-// name, default: the preset's. 0 is never for anneal_steps and pull_steps, none for lost_game_reward
-// and entropy_target; mean says whether the loss is the rollout's mean, 0 its sum. `eval` games are
-// played at the end, with sampled and with greedy actions.
+// name, default: the preset's. 0 is never for anneal_steps, beta_steps and pull_steps, none
+// for lost_game_reward; mean says whether the loss is the rollout's mean, 0 its sum. `eval` games
+// are played at the end, with sampled and with greedy actions.
 #define OPTIONS(X)                                                                            \
     X(seed, 1) X(steps, 10e6) X(workers, 2) X(frames, 2) X(steps_per_update, 120)             \
     X(pull_steps, 60) X(gamma, 1) X(gae_lambda, .95) X(cut_at_points, 1)                      \
-    X(lost_game_reward, 0) X(mean, 0) X(actor_head_init, .2) X(beta, .2)                      \
-    X(entropy_target, 1) X(lr_actor, 5e-4) X(lr_critic, 2e-3) X(anneal_steps, 10e6)           \
+    X(lost_game_reward, 0) X(mean, 0) X(actor_head_init, .2) X(beta, .02) X(beta_end, 0)      \
+    X(beta_steps, 4e6) X(lr_actor, 3.5e-4) X(lr_critic, 1.4e-3) X(anneal_steps, 10e6)         \
     X(rmsprop_decay, .975) X(rmsprop_epsilon, 5e-5) X(every, 250e3) X(eval, 0)
 static struct {
 #define DECLARE(name, value) double name;
@@ -143,7 +143,6 @@ typedef struct {    // weights of both networks
 // RMSProp's mean squares, of which the kernel's are decayed when their row is met again.
 static Networks global, squares;
 static long updates, *touched_by;  // an input -> the last update that had it
-static double running_score = -21;
 static size_t inputs;
 
 // Gradients of an update; the kernel's only in the rows of the rollout's inputs.
@@ -268,28 +267,16 @@ static void find_returns(const Step *rollout, int n, int terminal, float *return
     }
 }
 
-static double entropy_of(const Step *step) {
-    double entropy = 0;
-    for (int a = 0; a < ACTIONS; a++)
-        entropy -= step->policy[a] * log(step->policy[a] + 1e-5);
-    return entropy;
-}
-
-// What the entropy counts for in the loss of a rollout with this mean of it.
-static double entropy_weight(double mean) {
-    if (!option.entropy_target) return option.beta;
-    double points_lost = (21 - running_score) / 42;
-    return option.beta * fmax(0, option.entropy_target * points_lost - mean);
-}
-
-// Add a step's gradients of the losses: (G - V) ** 2, and -log p(a) (G - V) - beta * entropy.
-static void add_gradients(const Step *step, const Networks *net, float advantage, double beta,
-                          double weight) {
+// Add a step's gradients of the losses: (G - V) ** 2, and -log p(a) (G - V) - beta * entropy with
+// entropy = -sum p log(p + 1e-5), which is given back.
+static double add_gradients(const Step *step, const Networks *net, float advantage, double beta,
+                            double weight) {
     const float *p = step->policy, *layer = step->layer;
-    double mean_slope = 0, slope[ACTIONS];  // of the entropy by each probability
+    double entropy = 0, mean_slope = 0, slope[ACTIONS];  // of the entropy by each probability
     float layer_gradient[UNITS] = {0}, by_logit[ACTIONS];
     for (int a = 0; a < ACTIONS; a++) {
         double log_p = log(p[a] + 1e-5);
+        entropy -= p[a] * log_p;
         slope[a] = -(log_p + p[a] / (p[a] + 1e-5));
         mean_slope += p[a] * slope[a];
     }
@@ -327,6 +314,7 @@ static void add_gradients(const Step *step, const Networks *net, float advantage
         float *gradient = kernel_gradient + (size_t)slot_of[input] * UNITS;
         for (int j = 0; j < UNITS; j++) gradient[j] += layer_gradient[j];
     }
+    return entropy;
 }
 
 // TensorFlow's RMSProp; missed: the factor of the updates in which the gradients were 0.
@@ -344,17 +332,16 @@ static void rmsprop(float *weights, float *mean_squares, const float *gradients,
 static double update(const Step *rollout, int n, const Networks *net, int terminal,
                      double steps_done) {
     static float returns[MAX_STEPS];
+    double gone = option.beta_steps ? fmin(1, steps_done / option.beta_steps) : 0, entropy = 0;
+    double beta = option.beta + (option.beta_end - option.beta) * gone;
     double left = option.anneal_steps ? 1 - fmin(1, steps_done / option.anneal_steps) : 1;
-    double entropy = 0;
-    for (int t = 0; t < n; t++) entropy += entropy_of(&rollout[t]);
-    double beta = entropy_weight(entropy / n);
     memset(bias_gradient, 0, sizeof bias_gradient);
     memset(heads_gradient, 0, sizeof heads_gradient);
     memset(head_bias_gradient, 0, sizeof head_bias_gradient);
     find_returns(rollout, n, terminal, returns);
     for (int t = 0; t < n; t++)
-        add_gradients(&rollout[t], net, returns[t] - rollout[t].value, beta,
-                      option.mean ? 1.0 / n : 1);
+        entropy += add_gradients(&rollout[t], net, returns[t] - rollout[t].value, beta,
+                                 option.mean ? 1.0 / n : 1);
 
     float actor = option.lr_actor * left, critic = option.lr_critic * left;
     updates++;
@@ -472,7 +459,7 @@ int main(int count, char **arguments) {
         new_game(&workers[i].game);
         pull(&workers[i].local);
     }
-    double done = steps_before, entropy = 0, since = 0;
+    double done = steps_before, entropy = 0, since = 0, score = 0;
     double next_line = (floor(done / option.every) + 1) * option.every;
     int games = 0;
     for (long i = 0; done < option.steps; i++) {
@@ -481,11 +468,11 @@ int main(int count, char **arguments) {
         int n = turn(worker, done, &entropy);
         done += n, since += n;
         if (game->over) {
-            running_score = games++ ? .99 * running_score + .01 * game->score : game->score;
+            score = games++ ? .99 * score + .01 * game->score : game->score;
             new_game(game);
         }
         if (done >= next_line || done >= option.steps) {
-            printf("%.0f %.3f %.3f %d\n", done, running_score, entropy / since, games);
+            printf("%.0f %.3f %.3f %d\n", done, score, entropy / since, games);
             fflush(stdout);
             next_line += option.every, entropy = since = 0;
         }

@@ -30,7 +30,6 @@ void put_step(int worker, int t, int count, const int *active, int action, float
     step->reward = reward;
     forward(step, &workers[worker].local);
 }
-void learn(int worker, int n, int terminal, double steps_done, double score) {
-    running_score = score;
+void learn(int worker, int n, int terminal, double steps_done) {
     update(workers[worker].rollout, n, &workers[worker].local, terminal, steps_done);
 }

@@ -7,7 +7,6 @@ import pytest
 from dense_a3c import DenseA3C
 
 import a3c_pong
-import checkpoints
 import pong_actor
 
 GAME = pong_actor.Game("Pong-v0", num_actions=6, frames_per_step=3.0)
@@ -239,48 +238,27 @@ def test_measuring_an_update_gives_its_figures_and_changes_nothing(tf, rollouts)
         assert all(map(np.array_equal, ours, theirs))
 
 
-def changes(tf, settings, rollout, steps=0, score=-21.0):
-    """What an update changes in each weight, and the mean entropy that it sees.
-
-    steps, score: where the run is then.
-    """
-    run = a3c_pong.Run(a3c_pong.Settings(**settings))
-    run.agent_steps = steps
-    run.episodes.append(checkpoints.Episode(0, "W_0", steps, 0.0, 0, 0.0, score, 0.0))
-    sparse = Sparse(tf, 1, run.settings, double=True)
-    before = sparse.values(sparse.globalnet)
-    now = dict(annealed=run.annealed(), entropy_target=run.entropy_target())
-    sparse.update_global(0, rollout, rollout.rewards, **now, measured=(figures := {}))
-    after = sparse.values(sparse.globalnet)
-    return {k: v - before[k] for k, v in after.items()}, figures["entropy"]
-
-
-def test_annealing_takes_learning_rates_to_0(tf, rollouts):
-    """Half annealed is as good as half the learning rates."""
-    half = dict(lr_actor=0.5e-4, lr_critic=1e-4)
-    full = dict(lr_actor=1e-4, lr_critic=2e-4, anneal_steps=2000)
-    expected, _ = changes(tf, half, rollouts[3])
-    (whole, _), (annealed, _), (ended, _) = (
-        changes(tf, full, rollouts[3], steps) for steps in (0, 1000, 2000)
-    )
-    for name in expected:
-        np.testing.assert_allclose(annealed[name], expected[name], rtol=1e-4, atol=1e-12)
-        np.testing.assert_allclose(whole[name], 2 * expected[name], rtol=1e-4, atol=1e-12)
-        assert expected[name].any() and not ended[name].any()
-
-
-def test_beta_counts_for_what_the_entropy_is_below_its_target(tf, rollouts):
-    """A target 0.3 above the rollout's mean entropy where all points are lost, 0 where none is."""
-    none, entropy = changes(tf, dict(beta=0.0), rollouts[3])
-    target = dict(beta=0.5, entropy_target=entropy + 0.3)
-    half = -21 + 42 * 0.15 / (entropy + 0.3)  # the score at which it is 0.15 above
-    assert entropy > 0.5
-    for score, beta in (-21, 0.5 * 0.3), (half, 0.5 * 0.15), (10, 0.0), (21, 0.0):
-        found, _ = changes(tf, target, rollouts[3], score=score)
-        expected, _ = changes(tf, dict(beta=beta), rollouts[3])
-        for name in expected:
-            np.testing.assert_allclose(found[name], expected[name], rtol=1e-6, atol=1e-12)
-        assert (max(np.abs(found[k] - none[k]).max() for k in none) > 1e-6) == (beta > 0)
+def test_annealing_takes_learning_rates_to_0_and_beta_to_its_end(tf, rollouts):
+    """Half annealed is as good as half the learning rates, and beta half way."""
+    half = dict(lr_actor=0.5e-4, lr_critic=1e-4, beta=0.3)
+    full = dict(lr_actor=1e-4, lr_critic=2e-4, beta=0.5, beta_end=0.1)
+    full.update(beta_steps=1000, anneal_steps=2000)
+    after = []
+    for settings, steps in (half, (0, 0)), (full, (500, 1000)), (full, (500, 2000)), (full, (0, 0)):
+        run = a3c_pong.Run(a3c_pong.Settings(**settings))
+        sparse = Sparse(tf, 1, run.settings, double=True)
+        run.agent_steps = steps[0]
+        beta = run.beta()
+        run.agent_steps = steps[1]
+        rollout = rollouts[3]
+        returns = a3c_pong.lambda_returns(rollout.rewards, ends(rollout), 0.9, 1.0)
+        before = sparse.values(sparse.globalnet)
+        sparse.locals[0].update_global(rollout, *returns, annealed=run.annealed(), beta=beta)
+        after.append({k: v - before[k] for k, v in sparse.values(sparse.globalnet).items()})
+    for name, expected in after[0].items():
+        np.testing.assert_allclose(after[1][name], expected, rtol=1e-4, atol=1e-12)
+        assert not after[2][name].any()
+        assert np.abs(after[3][name] - expected).max() > 1e-6
 
 
 def test_probability_zero_gives_no_nan(tf, rollouts):

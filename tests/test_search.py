@@ -50,7 +50,7 @@ def library(built, tmp_path):
     library.set.argtypes = [ctypes.c_char_p, ctypes.c_double]
     whole = ctypes.c_int
     library.put_step.argtypes = [*[whole] * 3, ctypes.c_void_p, whole, ctypes.c_float]
-    library.learn.argtypes = [*[whole] * 3, *[ctypes.c_double] * 2]
+    library.learn.argtypes = [*[whole] * 3, ctypes.c_double]
     return library
 
 
@@ -223,17 +223,15 @@ class Real:
         for local in self.locals:
             local.pull_global(self.policy)
 
-    def learn(self, worker, rollout, steps_done, score):
+    def learn(self, worker, rollout, steps_done):
         local = self.locals[worker]
         run = a3c_pong.Run(self.settings)
         run.agent_steps = steps_done
-        run.episodes.append(checkpoints.Episode(0, "W_0", 0, 0.0, 0, 0.0, score, 0.0))
         rewards = a3c_pong.learning_rewards(rollout, self.settings.lost_game_reward)
         ends = [self.settings.cut_at_points and reward != 0 for reward in rewards]
         ends[-1] = ends[-1] or rollout.terminal
         returns = a3c_pong.lambda_returns(rewards, ends, self.settings.gamma, local.lambda_)
-        now = dict(annealed=run.annealed(), entropy_target=run.entropy_target())
-        local.update_global(rollout, *returns, **now)
+        local.update_global(rollout, *returns, annealed=run.annealed(), beta=run.beta())
         local.pull_global(self.policy)
 
     def weights(self):
@@ -251,7 +249,7 @@ class Real:
 
 OTHERS = dict(
     frames=1, steps_per_update=50, cut_at_points=False, lost_game_reward=-20,
-    gamma=0.9, gae_lambda=1.0, loss="mean", entropy_target=None, anneal_steps=None,
+    gamma=0.9, gae_lambda=1.0, loss="mean", beta_steps=None, anneal_steps=None,
 )  # fmt: skip
 
 
@@ -279,15 +277,15 @@ def test_the_compiled_learner_s_weights_are_a3c_pong_s(tf, library, others):
     steps_done, rollouts = 0, played_rollouts(settings)
     assert sum(np.any(rollout.rewards) for rollout in rollouts) > 3
     for number, rollout in enumerate(rollouts):
-        worker, score = number % 2, -21 + 2.0 * number
-        real.learn(worker, rollout, steps_done, score)
+        worker = number % 2
+        real.learn(worker, rollout, steps_done)
         steps = len(rollout.actions)
         for t, state in enumerate(rollout.states):
             inputs = rollout.rows[state > 0].astype(np.int32)
             last = t == steps
             what = (0, 0) if last else (rollout.actions[t], rollout.rewards[t])
             library.put_step(worker, t, len(inputs), inputs.ctypes.data, *what)
-        library.learn(worker, steps, rollout.terminal, steps_done, score)
+        library.learn(worker, steps, rollout.terminal, steps_done)
         library.pull_global(worker)
         for mine, weights in zip(ours, real.weights()):
             np.testing.assert_allclose(mine, weights, rtol=0, atol=1e-6)
@@ -309,10 +307,10 @@ def test_runs_make_a_table_like_the_one_in_results(run, tmp_path):
     done = run(result, *options, "--", "", "steps_per_update=20 frames=1")
     assert (done.returncode, done.stderr) == (0, "")
     columns, *rows = csv.reader(result.open())
-    assert columns == next(csv.reader((ROOT / "results/search-entropy.csv").open()))
-    assert sorted(row[:4] for row in rows) == [
-        ["120", "", "10", "1"], ["120", "", "10", "2"],
-        ["20", "frames=1", "10", "1"], ["20", "frames=1", "10", "2"],
+    assert columns == next(csv.reader((ROOT / "results/search-compiled.csv").open()))
+    assert sorted(row[:5] for row in rows) == [
+        ["120", "", "10", "4", "1"], ["120", "", "10", "4", "2"],
+        ["20", "frames=1", "10", "4", "1"], ["20", "frames=1", "10", "4", "2"],
     ]  # fmt: skip
     run(result, *options)  # a seed gives the same run again
     again = list(csv.reader(result.open()))[5:]
