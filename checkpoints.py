@@ -314,7 +314,7 @@ class RunFolder:
         holds = [name for name in ("scores.csv", "config.json", "checkpoints")
                  if (path / name).exists()]  # fmt: skip
         if holds:
-            why = f"it has {holds[0]} already; a new run needs a folder of its own"
+            why = f"it holds a run already, {holds[0]}; a new one needs a folder of its own"
             raise FileExistsError(errno.EEXIST, why, str(path))
         config = dict(settings=settings, command=sys.argv, commit=commit())
         config["machine"] = f"{multiprocessing.cpu_count()} cores, {platform.platform()}"

@@ -283,7 +283,7 @@ def test_a_folder_that_holds_a_run_is_left_as_it_is(start, tmp_path, name):
     run = start("--run-dir", str(folder))
     assert run.wait() == 2
     assert run.out == ""
-    assert len(run.err.splitlines()) == 1 and f"{folder}: it has {name} already" in run.err
+    assert run.err.count("\n") == 1 and f"{folder}: it holds a run already, {name};" in run.err
     assert (folder / name).read_text() == "a run's\n"
     assert [path.name for path in folder.iterdir()] == [name]
 
