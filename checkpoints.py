@@ -291,6 +291,7 @@ class RunFolder:
     PLOTTED_EVERY = 60  # seconds
     KEPT = 3  # checkpoints, besides the best
     BEST_FROM = 100  # games: before, a running score says little
+    TELLTALES = "config.json", "checkpoints"  # what only a folder that holds a run has
 
     def __init__(self, path, notices, draw_curve):
         """Use `new` or `existing`. draw_curve: called with axes and episodes."""
@@ -311,11 +312,10 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "it is not a folder", str(path))
         path.mkdir(parents=True, exist_ok=True)
-        holds = [name for name in ("scores.csv", "config.json", "checkpoints")
-                 if (path / name).exists()]  # fmt: skip
-        if holds:
-            why = f"it holds a run already, {holds[0]}; a new one needs a folder of its own"
-            raise FileExistsError(errno.EEXIST, why, str(path))
+        for name in "scores.csv", *cls.TELLTALES:
+            if (path / name).exists():
+                why = f"it holds a run already, {name}; a new one needs a folder of its own"
+                raise FileExistsError(errno.EEXIST, why, str(path))
         config = dict(settings=settings, command=sys.argv, commit=commit())
         config["machine"] = f"{multiprocessing.cpu_count()} cores, {platform.platform()}"
         config["versions"] = versions()
@@ -332,7 +332,7 @@ class RunFolder:
     @classmethod
     def existing(cls, path, *others):
         """That of a run to go on with. Raises InUse, and OSError."""
-        if not any((path / name).exists() for name in ("config.json", "checkpoints")):
+        if not any((path / name).exists() for name in cls.TELLTALES):
             raise FileNotFoundError(errno.ENOENT, "it holds no run", str(path))
         return cls(path, *others)
 
