@@ -370,13 +370,15 @@ def test_a_damaged_run_is_named_and_not_drawn(start, tmp_path, name, text):
     assert len(run.err.splitlines()) == 1 and str(tmp_path / "run" / name) in run.err
 
 
-def test_importing_the_modules_does_nothing(start):
+def test_importing_the_modules_does_nothing_and_tensorflow_comes_without_keras(start):
     code = """if True:
         import sys, threading
         import a3c_pong, checkpoints, cluster, display, graph, members, pong_actor
         import preprocessing, settings, training, watch
         assert "tensorflow" not in sys.modules
-        assert threading.active_count() == 1"""
+        assert threading.active_count() == 1
+        graph.load_tensorflow()
+        assert "keras" not in sys.modules"""
     run = start("--bogus", program=("-c", code))
     assert run.wait() == 0
     assert (run.out, run.err) == ("", "")
