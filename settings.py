@@ -110,8 +110,8 @@ PRESETS = {
     "rally": dict(
         frames=2, steps_per_update=120, pull_steps=60, cut_at_points=True, lost_game_reward=None,
         gamma=1.0, gae_lambda=0.95, loss="sum", rmsprop_decay=0.975, rmsprop_epsilon=5e-5,
-        lr_actor=3.5e-4, lr_critic=1.4e-3, anneal_steps=10_000_000, actor_head_init=0.2,
-        beta=0.02, beta_steps=4_000_000, max_steps=10_000_000,
+        lr_actor=5e-4, lr_critic=2e-3, anneal_steps=10_000_000, actor_head_init=0.2,
+        beta=0.02, beta_steps=2_000_000, max_steps=10_000_000,
     ),
 }  # fmt: skip
 

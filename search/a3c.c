@@ -24,7 +24,7 @@
     X(seed, 1) X(steps, 10e6) X(workers, 2) X(frames, 2) X(steps_per_update, 120)             \
     X(pull_steps, 60) X(gamma, 1) X(gae_lambda, .95) X(cut_at_points, 1)                      \
     X(lost_game_reward, 0) X(mean, 0) X(actor_head_init, .2) X(beta, .02) X(beta_end, 0)      \
-    X(beta_steps, 4e6) X(lr_actor, 3.5e-4) X(lr_critic, 1.4e-3) X(anneal_steps, 10e6)         \
+    X(beta_steps, 2e6) X(lr_actor, 5e-4) X(lr_critic, 2e-3) X(anneal_steps, 10e6)             \
     X(rmsprop_decay, .975) X(rmsprop_epsilon, 5e-5) X(every, 250e3) X(eval, 0)
 static struct {
 #define DECLARE(name, value) double name;

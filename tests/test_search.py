@@ -309,8 +309,8 @@ def test_runs_make_a_table_like_the_one_in_results(run, tmp_path):
     columns, *rows = csv.reader(result.open())
     assert columns == next(csv.reader((ROOT / "results/search-compiled.csv").open()))
     assert sorted(row[:5] for row in rows) == [
-        ["120", "", "10", "4", "1"], ["120", "", "10", "4", "2"],
-        ["20", "frames=1", "10", "4", "1"], ["20", "frames=1", "10", "4", "2"],
+        ["120", "", "10", "2", "1"], ["120", "", "10", "2", "2"],
+        ["20", "frames=1", "10", "2", "1"], ["20", "frames=1", "10", "2", "2"],
     ]  # fmt: skip
     run(result, *options)  # a seed gives the same run again
     again = list(csv.reader(result.open()))[5:]
