@@ -27,7 +27,7 @@ def load_tensorflow():
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # no gain on matrices of this size
-    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # or Keras is imported, a fifth of the time
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # or Keras is imported, a third of the time
     sys.stderr.flush()
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
