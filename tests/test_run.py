@@ -332,14 +332,24 @@ def test_a_preset_is_a_default_for_other_settings(start):
     assert all(preset[name] != chapter[name] for name in preset)  # nothing in it is idle
 
 
+@pytest.mark.parametrize("name", ["rally.png", "methods.png"])
+def test_a_picture_of_the_readme_is_drawn_again_by_its_command(start, name):
+    readme = (ROOT / "README.md").read_text()
+    folders = re.search(rf"--draw\s+results/{name}\s+([^`]+)`", readme)[1].split()
+    folders = subprocess.check_output(["bash", "-c", f"echo {' '.join(folders)}"], text=True)
+    run = start("--draw", name, *(str(ROOT / folder) for folder in folders.split()))
+    assert run.wait() == 0
+    drawn, kept = read_picture(run.folder / name), read_picture(ROOT / "results" / name)
+    assert drawn.shape == kept.shape
+    assert np.mean(drawn == kept) > 0.995  # with a curve missing: 0.992 at best
+    assert run.err == ""
+
+
 def test_curves_are_drawn_again_from_their_folders(start):
-    """A run's own picture, and several runs side by side: as many colours as methods."""
+    """One run, and several side by side: as many colours as methods."""
     results = str(ROOT / "results" / "a3c-chapter-seed1")
     run = start("--draw", "one.png", results)
     assert run.wait() == 0
-    one = read_picture(run.folder / "one.png")
-    kept = read_picture(ROOT / "results" / "a3c-chapter-seed1" / "reward.png")
-    assert one.shape == kept.shape and np.mean(one == kept) > 0.99
     other = run.folder / "other"
     shutil.copytree(results, other)
     config = json.loads((other / "config.json").read_text())
@@ -347,7 +357,8 @@ def test_curves_are_drawn_again_from_their_folders(start):
     (other / "config.json").write_text(json.dumps(config))
     both = start("--draw", "both.png", results, str(other))
     assert both.wait() == 0
-    picture = read_picture(both.folder / "both.png")
+    one, picture = read_picture(run.folder / "one.png"), read_picture(both.folder / "both.png")
+    assert count_pixels(one, (0x1F, 0x77, 0xB4)) > 200
     for half in (picture[:, : picture.shape[1] // 2], picture[:, picture.shape[1] // 2 :]):
         assert count_pixels(half, (0xFF, 0x7F, 0x0E)) > 200  # the second lies on the first
     assert (run.err, both.err) == ("", "")
