@@ -612,22 +612,15 @@ class Worker:
 
     def _play(self):
         """As in the chapter: up to the worker's next multiple of 20, or to the game's end."""
-        settings = self.run.settings
-        steps = settings.steps_per_update - self.total_step % settings.steps_per_update
-        how = steps, self.epsilon(self.run.agent_steps), settings.pull_steps, self._pull
+        period = self.run.settings.steps_per_update
+        how = period - self.total_step % period, self.epsilon(self.run.agent_steps)
         if not self.actor.window:
             return self.actor.play(*how)
         with self.run.gate.left():  # it takes a second, with the preset rally six
             return self.actor.play(*how)
 
-    def _pull(self):
-        """Take over, before the rollout is learned from, what others have learned meanwhile."""
-        self.AC.pull_global(self.actor.policy)
-
     def _learn(self, rollout):
         settings = self.run.settings
-        if settings.pull_steps:
-            self._pull()
         buffer_r = learning_rewards(rollout, settings.lost_game_reward)
         ends = [settings.cut_at_points and r != 0 for r in buffer_r]
         ends[-1] = ends[-1] or rollout.terminal

@@ -34,10 +34,9 @@ import numpy as np
 from preprocessing import INPUT_SIZE, SCREEN_SHAPE, active_pixels
 
 MESSAGE_SIZE = 64  # bytes, more than any message has; the arrays go through shared memory
-REQUEST = "idi"  # a rollout: how many steps; epsilon, NaN for None; steps between pulls, 0 for None
+REQUEST = "id"  # a rollout: how many steps, and epsilon, which is NaN for None
 STATE_SIZE = 2**17  # bytes, more than the state of any game has: some 17,000
 GIVE_STATE = 0  # a request for no steps is one for the game's state
-PULL = b"pull"  # the actor's, within a rollout: new weights may be written now; so they have been
 
 
 class Rollout(NamedTuple):
@@ -274,20 +273,18 @@ class Player:
                 return action
         return action  # the last: the sum was rounded
 
-    def play(self, max_steps, epsilon=None, interrupted=lambda n: False):
+    def play(self, max_steps, epsilon=None, interrupted=lambda: False):
         """Play up to max_steps steps, or to the end of the game; a `Rollout`.
 
         The next call begins a new game then. epsilon: as `choose_action` has it. interrupted: asked
-        before each step, with how many there have been; yes ends it.
+        before each step; yes ends it.
         """
         if self.game_over:
             self.frames.clear()
             self.state, self.next_action = self._see(self.pong.reset()), None
         states, actions, rewards = [self.state], [], []
         terminal = truncated = False
-        for n in range(max_steps):
-            if terminal or truncated or interrupted(n):
-                break
+        while len(actions) < max_steps and not (terminal or truncated) and not interrupted():
             action = self.next_action
             if action is None:
                 action = self.choose_action(states[-1], epsilon)
@@ -360,23 +357,17 @@ def main():
     pong = Pong(options["env_id"], emulator_seed, "human" if options["window"] else None)
     player = Player(pong, shared.policy, policy_seed, options["ahead"])
 
-    def before_step(n):
-        """Ask for new weights now and then; whether the parent is gone.
-
-        That is looked for in a window, where a rollout takes seconds; it sends nothing meanwhile.
-        """
-        if pull_steps and n and n % pull_steps == 0:
-            connection.send(PULL)
-            return not connection.recv(MESSAGE_SIZE)
+    def parent_is_gone():
+        """Asked in a window, where a rollout takes seconds; the parent sends nothing meanwhile."""
         return options["window"] and select.select([connection], [], [], 0)[0]
 
     with contextlib.suppress(OSError):  # the parent is gone
         connection.send(b"ready")
         while request := connection.recv(MESSAGE_SIZE):
-            steps, epsilon, pull_steps = struct.unpack(REQUEST, request)
+            steps, epsilon = struct.unpack(REQUEST, request)
             epsilon = None if math.isnan(epsilon) else epsilon
             if steps > 0:
-                connection.send(shared.write(player.play(steps, epsilon, before_step)))
+                connection.send(shared.write(player.play(steps, epsilon, parent_is_gone)))
             elif steps == GIVE_STATE:
                 saved = player.save()
                 shared.saved[: len(saved)] = np.frombuffer(saved, np.uint8)
@@ -392,7 +383,7 @@ def main():
 class PongActor:
     """A worker's handle on its actor process.
 
-    `policy` holds the weights the actor plays with; write to it between rollouts, or when it asks.
+    `policy` holds the weights the actor plays with; write to it between rollouts.
     """
 
     def __init__(self, game, seed, sizes, ahead=False, window=False):
@@ -431,22 +422,14 @@ class PongActor:
         if not self.ready:
             self.ready = self._receive() == b"ready"
 
-    def play(self, max_steps, epsilon=None, pull_steps=None, pull=None):
+    def play(self, max_steps, epsilon=None):
         """A `Rollout` of up to max_steps steps, played with the weights in `policy`.
 
-        Args:
-            epsilon: as for `Player`.
-            pull_steps: None, or after how many steps to call pull, and again after as many more.
-            pull: called without arguments, may write to `policy`.
-
-        The arrays hold until the next. Raises ActorDied.
+        epsilon: as for `Player`. The arrays hold until the next. Raises ActorDied.
         """
         self.wait_until_ready()
-        self._request(max_steps, math.nan if epsilon is None else epsilon, pull_steps or 0)
-        while (answer := self._receive()) == PULL:
-            pull()
-            self._send(PULL)
-        return self.shared.read(answer)
+        self._request(max_steps, math.nan if epsilon is None else epsilon)
+        return self.shared.read(self._receive())
 
     def ask_for_state(self):
         """Begin what `state` ends, so that several actors can be at it at once."""
@@ -477,12 +460,9 @@ class PongActor:
         self.process.kill()
         self.process.wait()
 
-    def _request(self, steps, epsilon=math.nan, pull_steps=0):
-        self._send(struct.pack(REQUEST, steps, epsilon, pull_steps))
-
-    def _send(self, message):
+    def _request(self, steps, epsilon=math.nan):
         with contextlib.suppress(OSError):  # it is dead: the answer, none, says so
-            self.connection.send(message)
+            self.connection.send(struct.pack(REQUEST, steps, epsilon))
 
     def _receive(self):
         with contextlib.suppress(OSError):

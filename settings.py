@@ -33,9 +33,6 @@ class Settings:
     max_minutes: float | None = setting(None, "minutes to train [ours]")
     until_score: float | None = setting(None, "running score, -21 to 21, to stop at [ours]")
     steps_per_update: int = setting(20, "steps of a rollout [chapter: global_iteration_update]")
-    pull_steps: int | None = setting(
-        None, "steps of a rollout between pulls; none: one, after its update [chapter]"
-    )
     frames: int = setting(1, "latest frames that make a state [chapter: one]")
     gamma: float = setting(0.9, "discount factor of the returns [chapter]")
     gae_lambda: float = setting(
@@ -84,7 +81,7 @@ class Settings:
             if get_origin(field.type) is Literal and value not in choices:
                 raise ValueError(f"{option(field.name)} must be {', '.join(choices)}, not {value}")
         must = {name: (lambda n: n >= 1, "at least 1") for name in
-                ("workers", "max_episodes", "max_steps", "steps_per_update", "pull_steps", "frames",
+                ("workers", "max_episodes", "max_steps", "steps_per_update", "frames",
                  "beta_steps", "anneal_steps", "target_steps", "epsilon_frames")}  # fmt: skip
         must |= {name: (lambda x: 0 < x < math.inf, "a number above 0") for name in
                  ("max_minutes", "actor_head_init", "lr_actor", "lr_critic", "lr_q",
@@ -108,7 +105,7 @@ PRESETS = {
     # every point an episode of its own, and rollouts that hold the rally before it; the run ends
     # where the learning rates have come to 0
     "rally": dict(
-        frames=2, steps_per_update=120, pull_steps=60, cut_at_points=True, lost_game_reward=None,
+        frames=2, steps_per_update=120, cut_at_points=True, lost_game_reward=None,
         gamma=1.0, gae_lambda=0.95, loss="sum", rmsprop_decay=0.975, rmsprop_epsilon=5e-5,
         lr_actor=5e-4, lr_critic=2e-3, anneal_steps=10_000_000, actor_head_init=0.2,
         beta=0.02, beta_steps=2_000_000, max_steps=10_000_000,

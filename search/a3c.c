@@ -4,12 +4,11 @@
 //
 // The names are OPTIONS below, most of them those of settings.py; FILE is a state that run.py wrote.
 //
-// Workers take turns: each plays pull_steps steps, or a whole rollout, with its own copy of the
-// weights, and pulls the global ones; at a rollout's end it updates those with its gradients. So it
-// plays without the others' latest updates, as where each has a core, and yet a seed gives the same
-// run again. The networks, returns, losses and RMSProp are a3c_pong.py's; no game is cut off by a
-// frame limit. Every `every` steps it prints a line "steps score entropy games": the moving true
-// score, and the policy's mean entropy since the line before.
+// Workers take turns: each plays a rollout with its own copy of the weights, updates the global ones
+// with its gradients and pulls them. So it plays without the others' latest updates, as where each
+// has a core, and yet a seed gives the same run again. The networks, returns, losses and RMSProp are
+// a3c_pong.py's; no game is cut off by a frame limit. Every `every` steps it prints a line "steps
+// score entropy games": the moving true score, and the policy's mean entropy since the line before.
 
 #include <math.h>
 #include <stdio.h>
@@ -17,12 +16,12 @@
 
 #include "pong.h"
 
-// name, default: the preset's. 0 is never for anneal_steps, beta_steps and pull_steps, none
-// for lost_game_reward; mean says whether the loss is the rollout's mean, 0 its sum. `eval` games
-// are played at the end, with sampled and with greedy actions.
+// name, default: the preset's. 0 is never for anneal_steps and beta_steps, none for
+// lost_game_reward; mean says whether the loss is the rollout's mean, 0 its sum. `eval` games are
+// played at the end, with sampled and with greedy actions.
 #define OPTIONS(X)                                                                            \
     X(seed, 1) X(steps, 10e6) X(workers, 2) X(frames, 2) X(steps_per_update, 120)             \
-    X(pull_steps, 60) X(gamma, 1) X(gae_lambda, .95) X(cut_at_points, 1)                      \
+    X(gamma, 1) X(gae_lambda, .95) X(cut_at_points, 1)                                        \
     X(lost_game_reward, 0) X(mean, 0) X(actor_head_init, .2) X(beta, .02) X(beta_end, 0)      \
     X(beta_steps, 2e6) X(lr_actor, 5e-4) X(lr_critic, 2e-3) X(anneal_steps, 10e6)             \
     X(rmsprop_decay, .975) X(rmsprop_epsilon, 5e-5) X(every, 250e3) X(eval, 0)
@@ -393,34 +392,25 @@ typedef struct {
     Game game;
     Networks local;
     Step rollout[MAX_STEPS + 1];
-    int n;  // steps of it so far
 } Worker;
 
-// A worker's turn: play on to the next pull, to its next multiple of steps_per_update or to the
-// game's end, and in the last two cases learn from the rollout; how many steps it was.
+// A worker's turn: play to its next multiple of steps_per_update or to the game's end, learn from
+// it, pull; how many steps it was.
 static int turn(Worker *worker, double steps_before, double *entropy) {
     Game *game = &worker->game;
-    int period = option.steps_per_update, played = 0;
-    int left = period - game->total_steps % period;
-    int most = option.pull_steps && option.pull_steps < left ? option.pull_steps : left;
-    for (; played < most && !game->over; played++, worker->n++) {
-        Step *step = &worker->rollout[worker->n];
+    int period = option.steps_per_update, n = 0;
+    int most = period - game->total_steps % period;
+    for (; n < most && !game->over; n++) {
+        Step *step = &worker->rollout[n];
         look(step, game, &worker->local);
         step->action = sampled(step);
         step->reward = play(game, step->action);
     }
-    game->total_steps += played;
-    if (option.pull_steps) pull(&worker->local);
-    if (played == left || game->over) {
-        look(&worker->rollout[worker->n], game, &worker->local);
-        if (option.pull_steps)
-            for (int t = 0; t < worker->n; t++) forward(&worker->rollout[t], &worker->local);
-        *entropy += update(worker->rollout, worker->n, &worker->local, game->over,
-                           steps_before + played);
-        pull(&worker->local);
-        worker->n = 0;
-    }
-    return played;
+    game->total_steps += n;
+    look(&worker->rollout[n], game, &worker->local);
+    *entropy += update(worker->rollout, n, &worker->local, game->over, steps_before + n);
+    pull(&worker->local);
+    return n;
 }
 
 int main(int count, char **arguments) {
@@ -440,11 +430,10 @@ int main(int count, char **arguments) {
         }
     }
     if (option.steps_per_update < 1 || option.steps_per_update > MAX_STEPS || option.frames < 1 ||
-        option.frames > MAX_FRAMES || option.workers < 1 || option.pull_steps < 0) {
+        option.frames > MAX_FRAMES || option.workers < 1) {
         fprintf(stderr,
-                "a3c: steps_per_update is 1 to %d, frames 1 to %d, workers 1 or more, pull_steps 0 "
-                "or more\n",
-                MAX_STEPS, MAX_FRAMES);
+                "a3c: steps_per_update is 1 to %d, frames 1 to %d, workers 1 or more\n", MAX_STEPS,
+                MAX_FRAMES);
         return 2;
     }
     seed_randomness(option.seed * 7919 + 17);

@@ -48,35 +48,6 @@ def test_one_worker_and_a_seed_settle_every_weight():
         assert not np.array_equal(one, different)
 
 
-@pytest.mark.parametrize("pull_steps", [None, 8, 20])
-def test_a_worker_pulls_within_its_rollout_if_told_so(tf, pull_steps):
-    """W_1 learns while W_0 plays 20 steps: what W_0 plays with, and takes its gradients of."""
-    settings = a3c_pong.Settings(workers=2, pull_steps=pull_steps)
-    actors = pong_actor.Actors(GAME, 1, (20, 6400, 300))
-    cores = os.sched_getaffinity(0)
-    for name in "W_0", "W_1":
-        actors.start(name)
-    try:
-        with tf.Graph().as_default():
-            run, session = a3c_pong.Run(settings), a3c_pong.new_session()
-            first, other = a3c_pong.build(session, run, actors)
-        kernel, local = first.AC.globalAC.net.kernel, first.AC.net.kernel
-        first._begin()
-        other._begin()
-        before = session.run(kernel)
-        other._learn(other._play())
-        after = session.run(kernel)
-        rollout = first._play()
-        plays_with = after if pull_steps == 8 else before  # 20 is the end, and no step comes after
-        assert np.array_equal(first.actor.policy.kernel, plays_with[:, :300])
-        first._learn(rollout)
-        assert np.array_equal(session.run(local), after if pull_steps else before)
-    finally:
-        actors.close()
-        os.sched_setaffinity(0, cores)
-    assert not np.array_equal(before, after)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("method", a3c_pong.METHODS)
 def test_it_learns_what_to_do_where(method):

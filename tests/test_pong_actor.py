@@ -255,22 +255,9 @@ def test_rollouts_hold_the_dense_states_of_the_game():
 def test_an_interrupted_rollout_ends_there_and_the_game_goes_on():
     player = Player(Pong("Pong-v0", 7), a_policy(), 8)
     answers = iter([False] * 7 + [True])
-    first, second = player.play(20, interrupted=lambda n: next(answers)), player.play(20)
+    first, second = player.play(20, interrupted=lambda: next(answers)), player.play(20)
     assert (len(first.actions), len(second.actions)) == (7, 20)
     assert np.array_equal(dense_states(first)[-1], dense_states(second)[0])
-
-
-def test_weights_written_within_a_rollout_are_played_with_from_there_on(start):
-    actor, wanted = start(policy=a_policy()), iter((1, 4))
-
-    def pull():
-        actor.policy.head_bias[:] = 0
-        actor.policy.head_bias[next(wanted)] = 1000
-
-    actions = actor.play(20, pull_steps=8, pull=pull).actions.tolist()
-    assert len(set(actions[:8])) > 1
-    assert actions[8:] == [1] * 8 + [4] * 4
-    assert set(actor.play(20).actions) == {4}
 
 
 def test_a_game_at_the_frame_limit_is_truncated_not_terminal(short_pong):

@@ -371,7 +371,6 @@ def test_bad_input_gets_one_line_and_status_2(run, tmp_path):
         ([result, "--", "gamma=x"], "gamma=x"),
         ([result, "--", "seed=1"], "--seeds"),
         ([result, "--", "steps_per_update=9999"], "1 to 2000"),
-        ([result, "--", "pull_steps=-1"], "pull_steps 0 or more"),
         ([result, "--seeds", "3-1"], "--seeds"),
         ([result, "--steps", "inf"], "--steps"),
         ([other], "other.csv"),
