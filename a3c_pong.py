@@ -60,7 +60,6 @@ class Head(NamedTuple):
     units: int  # of the layer
     outputs: int
     learning_rate: float
-    init: float = 0.1  # standard deviation of the outputs' weights at the start
 
 
 class Net(NamedTuple):
@@ -111,16 +110,15 @@ class Network:
 
     def _build_net(self):
         """A `Net` for the state, of new variables or, where the scope is reused, of its own."""
-        w_init, b_init = tf.random_normal_initializer, tf.zeros_initializer()
+        w_init, b_init = tf.random_normal_initializer(0.0, 0.1), tf.zeros_initializer()
         inputs, units = INPUT_SIZE * self.settings.frames, [h.units for h in self.heads().values()]
-        kernel = tf.get_variable("kernel", [inputs, sum(units)], initializer=w_init(0.0, 0.1))
+        kernel = tf.get_variable("kernel", [inputs, sum(units)], initializer=w_init)
         net = Net(kernel, tf.gather(kernel, self.rows), {}, {})
         layers = tf.split(self.s @ net.kernel_rows, units, axis=1)  # [T + 1, n]
-        for layer, (name, (n, outputs, _, std)) in zip(layers, self.heads().items()):
+        for layer, (name, (n, outputs, _)) in zip(layers, self.heads().items()):
             with tf.variable_scope(name):
                 bias = tf.get_variable("bias", [n], initializer=b_init)
-                head_init = w_init(0.0, std)
-                head_kernel = tf.get_variable("head_kernel", [n, outputs], initializer=head_init)
+                head_kernel = tf.get_variable("head_kernel", [n, outputs], initializer=w_init)
                 head_bias = tf.get_variable("head_bias", [outputs], initializer=b_init)
             layer = tf.nn.relu6(tf.nn.bias_add(layer, bias))
             net.params[name] = [bias, head_kernel, head_bias]
@@ -284,9 +282,7 @@ class ActorCriticNetwork(Network):
         """Name of a network -> its `Head`."""
         settings, units = self.settings, self.POLICY_UNITS
         return {
-            "actor_network": Head(
-                units, self.num_actions, settings.lr_actor, settings.actor_head_init
-            ),
+            "actor_network": Head(units, self.num_actions, settings.lr_actor),
             "critic_network": Head(100, 1, settings.lr_critic),
         }
 

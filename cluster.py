@@ -166,6 +166,7 @@ class Board:
                 self.T, self.T_max = number("T"), number("T_max")
                 self.joined = number("joined")  # worker processes so far
                 self.beat = tf.get_variable("beat", [], tf.float64)  # the chief's, by this clock
+                self.beta = tf.get_variable("beta", [], tf.float64)  # which the chief knows
                 self.settings = tf.get_variable("settings", [], tf.string, tf.zeros_initializer)
                 self.ended = tf.get_variable("ended", [], tf.string, tf.zeros_initializer)
             self.variables = tf.global_variables()
@@ -294,7 +295,7 @@ class Parameters(Board):
         with tf.control_dependencies([T]):
             pulled = self._build_pull(since)
         fed = [self.mine, rows, kernel_grad, *grads, self.net.annealed, steps, *ended, since]
-        self.calls["exchange"] = [T, age, *pulled], fed
+        self.calls["exchange"] = [T, age, self.beta.read_value(), *pulled], fed
         self.calls["pull"] = self._build_pull(since), [since]
 
     def _update(self, before, rows, kernel_grad, grads):
@@ -347,7 +348,7 @@ class Parameters(Board):
 
     def _build_chiefs(self):
         """What only the chief calls."""
-        value = tf.placeholder(tf.int64, [], "value")
+        value, beta = tf.placeholder(tf.int64, [], "value"), tf.placeholder(tf.float64, [], "beta")
         beats = self.beat.assign(tf.timestamp()).op
 
         def halt():
@@ -365,9 +366,9 @@ class Parameters(Board):
 
         same = tf.equal(self.incarnation.read_value(), self.mine)
         with tf.control_dependencies([tf.raw_ops.Assert(condition=same, data=["another"]), beats]):
-            T = self.T.read_value()
+            T, told = self.T.read_value(), self.beta.assign(beta).op
             games = self.games.dequeue_many(self.games.size())
-        self.calls["collect"] = [T, *games], [self.mine]
+        self.calls["collect"] = [T, *games, told], [self.mine, beta]
 
         def copy():
             numbers = [v.read_value() for v in (self.incarnation, self.T, self.updates)]

@@ -72,7 +72,7 @@ class Replica:
             T = 0
             self.pull_global(policy)
         else:
-            T, _, *pulled = answer
+            T, _, run.told_beta, *pulled = answer
             self._take(pulled, policy)
         run.saw(int(T), self.incarnation)
 
@@ -107,7 +107,11 @@ class MemberRun(Run):
         super().__init__(settings)
         parameters = cluster.Parameters(network, num_actions, settings, member)
         self.link = cluster.Link(member, parameters, self.coordinator.should_stop)
-        self.incarnation = 0
+        self.incarnation, self.told_beta = 0, settings.beta
+
+    def beta(self):
+        """The chief's, who knows all games."""
+        return self.told_beta
 
     def saw(self, T, incarnation):
         """Told of T, which does not go back but with another incarnation of the weights."""
@@ -134,7 +138,7 @@ class ChiefRun(MemberRun):
 
     COLLECTED_EVERY = 0.25  # seconds
 
-    measuring_is_due = Run.measuring_is_due
+    beta, measuring_is_due = Run.beta, Run.measuring_is_due
 
     def __init__(self, settings, member, network, num_actions):
         super().__init__(settings, member, network, num_actions)
@@ -156,6 +160,7 @@ class ChiefRun(MemberRun):
             settings.pop(name)
         begin = dict(T=about["agent_steps"], T_max=self.settings.max_steps or 2**62)
         begin.update(joined=about.get("joined", 0), settings=json.dumps(settings))
+        begin.update(beta=self.beta())
         link.call("halt")
         link.call("begin", *link.board.beginning(begin, arrays, about["updates"]))
         incarnation = time.time_ns()
@@ -193,7 +198,7 @@ class ChiefRun(MemberRun):
         """Number the games that have ended. Raises cluster.Lost, cluster.Held."""
         with self.collecting:  # or the games of two calls might be numbered out of order
             incarnation = self.link.incarnation
-            T, *games = self.link.call("collect", np.int64(incarnation))
+            T, *games = self.link.call("collect", np.int64(incarnation), np.float64(self.beta()))
             self.saw(int(T), incarnation)
             with self.lock:
                 for T, worker, score, reward in zip(*games):

@@ -39,13 +39,9 @@ class Settings:
         1.0, "a3c: lambda of generalized advantage estimation [1 gives the chapter's returns]"
     )
     cut_at_points: bool = setting(False, "returns end where a point is scored [chapter: no]")
-    actor_head_init: float = setting(
-        0.1, "a3c: standard deviation of the actor's first output weights [chapter]"
-    )
     beta: float = setting(0.0001, "weight of the policy's entropy in the actor's loss [chapter]")
-    beta_end: float = setting(0.0, "what beta goes to in --beta-steps [ours]")
-    beta_steps: int | None = setting(
-        None, "agent steps in which beta goes there; none: it stays [ours]"
+    beta_power: float = setting(
+        0.0, "of the share of points lost lately, which beta is times; 0: it stays [ours]"
     )
     lr_actor: float = setting(0.0001, "learning rate of the actor [chapter]")
     lr_critic: float = setting(0.0001, "learning rate of the critic [chapter]")
@@ -82,14 +78,14 @@ class Settings:
                 raise ValueError(f"{option(field.name)} must be {', '.join(choices)}, not {value}")
         must = {name: (lambda n: n >= 1, "at least 1") for name in
                 ("workers", "max_episodes", "max_steps", "steps_per_update", "frames",
-                 "beta_steps", "anneal_steps", "target_steps", "epsilon_frames")}  # fmt: skip
+                 "anneal_steps", "target_steps", "epsilon_frames")}  # fmt: skip
         must |= {name: (lambda x: 0 < x < math.inf, "a number above 0") for name in
-                 ("max_minutes", "actor_head_init", "lr_actor", "lr_critic", "lr_q",
-                  "rmsprop_epsilon", "autosave_minutes")}  # fmt: skip
+                 ("max_minutes", "lr_actor", "lr_critic", "lr_q", "rmsprop_epsilon",
+                  "autosave_minutes")}  # fmt: skip
         must |= {name: (lambda x: 0 <= x <= 1, "between 0 and 1") for name in
                  ("gamma", "gae_lambda", "rmsprop_decay")}  # fmt: skip
         must |= {name: (lambda x: 0 <= x < math.inf, "0 or a number above") for name in
-                 ("beta", "beta_end")}  # fmt: skip
+                 ("beta", "beta_power")}  # fmt: skip
         must["lost_game_reward"] = math.isfinite, "a number or none"
         must["until_score"] = lambda x: -21 <= x <= 21, "between -21 and 21"
         must["seed"] = lambda n: 0 <= n < 2**31, "between 0 and 2147483647"
@@ -102,13 +98,12 @@ class Settings:
 # What differs from the chapter's settings; a field of `Settings` -> its value.
 PRESETS = {
     "chapter": {},
-    # every point an episode of its own, and rollouts that hold the rally before it; the run ends
-    # where the learning rates have come to 0
+    # every point an episode of its own, rollouts that hold the rally before it, and a policy that
+    # explores for as long as it loses
     "rally": dict(
         frames=2, steps_per_update=120, cut_at_points=True, lost_game_reward=None,
         gamma=1.0, gae_lambda=0.95, loss="sum", rmsprop_decay=0.975, rmsprop_epsilon=5e-5,
-        lr_actor=5e-4, lr_critic=2e-3, anneal_steps=10_000_000, actor_head_init=0.2,
-        beta=0.02, beta_steps=2_000_000, max_steps=10_000_000,
+        lr_actor=5e-4, lr_critic=2e-3, beta=0.02, beta_power=3.0, max_steps=10_000_000,
     ),
 }  # fmt: skip
 

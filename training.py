@@ -81,6 +81,7 @@ class Run:
         self.lock, self.gate = threading.Lock(), Gate()
         self.agent_steps = 0
         self.episodes = []  # the curve, a list of `Episode`
+        self.lost = 1.0  # the share of points lost lately: 1 at a score of -21, 0 at 21
         self.notices = []  # lines for the user
         self.seconds_before = 0.0  # when the run was resumed
         self.measured = []  # (agent steps, dict of figures)
@@ -96,6 +97,8 @@ class Run:
     def restore(self, arrays, about):
         """Go on with a checkpoint's curve and counts."""
         self.episodes = checkpoints.curve_of(arrays)
+        for episode in self.episodes:
+            self._see(episode.score)
         self.agent_steps, self.seconds_before = about["agent_steps"], about["seconds"]
 
     def seconds(self):
@@ -131,12 +134,8 @@ class Run:
         return min(1, self.agent_steps / steps) if steps else 0
 
     def beta(self):
-        """The entropy's weight by now."""
-        settings = self.settings
-        if not settings.beta_steps:
-            return settings.beta
-        gone = min(1, self.agent_steps / settings.beta_steps)
-        return settings.beta + gone * (settings.beta_end - settings.beta)
+        """The entropy's weight by now: who loses less explores less."""
+        return self.settings.beta * self.lost**self.settings.beta_power
 
     def count(self, steps, game=None):
         """Count a worker's steps, and the (worker, score, reward) of a game they ended.
@@ -158,6 +157,10 @@ class Run:
             running_reward = moving(last and last.running_reward, reward)
             where = len(self.episodes), worker, T, self.seconds()
             self.episodes.append(Episode(*where, score, reward, running_score, running_reward))
+            self._see(score)
+
+    def _see(self, score):
+        self.lost = 0.9 * self.lost + 0.1 * (21 - score) / 42
 
     def look_at_limits(self):
         """Stop where one is used up."""

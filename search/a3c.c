@@ -16,15 +16,14 @@
 
 #include "pong.h"
 
-// name, default: the preset's. 0 is never for anneal_steps and beta_steps, none for
-// lost_game_reward; mean says whether the loss is the rollout's mean, 0 its sum. `eval` games are
+// name, default: the preset's. 0 is never for anneal_steps, none for lost_game_reward; mean says whether the loss is the rollout's mean, 0 its sum. `eval` games are
 // played at the end, with sampled and with greedy actions.
 #define OPTIONS(X)                                                                            \
     X(seed, 1) X(steps, 10e6) X(workers, 2) X(frames, 2) X(steps_per_update, 120)             \
     X(gamma, 1) X(gae_lambda, .95) X(cut_at_points, 1)                                        \
-    X(lost_game_reward, 0) X(mean, 0) X(actor_head_init, .2) X(beta, .02) X(beta_end, 0)      \
-    X(beta_steps, 2e6) X(lr_actor, 5e-4) X(lr_critic, 2e-3) X(anneal_steps, 10e6)             \
-    X(rmsprop_decay, .975) X(rmsprop_epsilon, 5e-5) X(every, 250e3) X(eval, 0)
+    X(lost_game_reward, 0) X(mean, 0) X(beta, .02) X(beta_power, 3) X(lr_actor, 5e-4)         \
+    X(lr_critic, 2e-3) X(anneal_steps, 0) X(rmsprop_decay, .975) X(rmsprop_epsilon, 5e-5)     \
+    X(every, 250e3) X(eval, 0)
 static struct {
 #define DECLARE(name, value) double name;
     OPTIONS(DECLARE)
@@ -160,7 +159,7 @@ static void new_networks(void) {
     input_of = malloc(inputs * sizeof(int));
     for (size_t i = 0; i < size; i++) global.kernel[i] = .1 * normal(), squares.kernel[i] = 1;
     for (int i = 0; i < HEADS; i++) {
-        global.heads[i] = (i < ACTIONS * ACTOR ? option.actor_head_init : .1) * normal();
+        global.heads[i] = .1 * normal();
         squares.heads[i] = 1;
     }
     for (int i = 0; i < UNITS; i++) squares.bias[i] = 1;
@@ -327,12 +326,13 @@ static void rmsprop(float *weights, float *mean_squares, const float *gradients,
     }
 }
 
+static double lost = 1;  // the share of points lost lately
+
 // Learn from the n steps of a rollout; the sum of the policy's entropies.
 static double update(const Step *rollout, int n, const Networks *net, int terminal,
                      double steps_done) {
     static float returns[MAX_STEPS];
-    double gone = option.beta_steps ? fmin(1, steps_done / option.beta_steps) : 0, entropy = 0;
-    double beta = option.beta + (option.beta_end - option.beta) * gone;
+    double beta = option.beta * pow(lost, option.beta_power), entropy = 0;
     double left = option.anneal_steps ? 1 - fmin(1, steps_done / option.anneal_steps) : 1;
     memset(bias_gradient, 0, sizeof bias_gradient);
     memset(heads_gradient, 0, sizeof heads_gradient);
@@ -458,6 +458,7 @@ int main(int count, char **arguments) {
         done += n, since += n;
         if (game->over) {
             score = games++ ? .99 * score + .01 * game->score : game->score;
+            lost = .9 * lost + .1 * (21 - game->score) / 42;
             new_game(game);
         }
         if (done >= next_line || done >= option.steps) {

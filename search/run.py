@@ -5,7 +5,7 @@
 Each quoted string is what differs from the preset, "name=number name=number"; "" is the preset
 itself. The names are in OPTIONS of a3c.c. The game and the learner are built first where need be,
 which takes gcc. A run is one thread; a row is added to RESULT.csv when it ends, in the format of
-results/search-compiled.csv: the moving true score by million steps, and when it was first above 0.
+results/search-lost.csv: the moving true score by million steps, and when it was first above 0.
 With `--from RUN`, a run's folder or one of its checkpoints, the learner goes on from where the
 program was there, steps counted on, with new games.
 """
@@ -29,10 +29,10 @@ import checkpoints  # noqa: E402
 
 COMPILE = ["gcc", "-std=gnu11", "-O3", "-march=native", "-ffast-math"]
 MARKS = (1, 2, 3, 4, 5, 6, 8, 10)  # million steps
-COLUMNS = ["steps_per_update", "other", "anneal_steps_M", "beta_steps_M", "seed",
+COLUMNS = ["steps_per_update", "other", "anneal_steps_M", "seed",
            *(f"score_at_{mark}M" for mark in MARKS), "above_0_at_M", "last_step_M", "last_score",
            "last_entropy"]  # fmt: skip
-OWN_COLUMNS = ("steps_per_update", "anneal_steps", "beta_steps")
+OWN_COLUMNS = ("steps_per_update", "anneal_steps")
 
 
 def fail(message):
@@ -106,7 +106,7 @@ def row(text, seed, printed, name="", steps=0):
     """
     given = dict(setting.split("=") for setting in text.split())
     values = defaults() | given
-    millions = [f"{float(values[name]) / 1e6:g}" for name in ("anneal_steps", "beta_steps")]
+    annealed = f"{float(values['anneal_steps']) / 1e6:g}"
     others = [s for s in text.split() if s.split("=")[0] not in OWN_COLUMNS]
     other = " ".join([f"from={name}", *others] if name else others)
     at = [next((f"{s:.1f}" for t, s, *_ in printed if t >= mark * 1e6 > steps), "")
@@ -114,7 +114,7 @@ def row(text, seed, printed, name="", steps=0):
     above = next((f"{t / 1e6:.2f}" for t, s, *_ in printed if s > 0), "")
     steps, score, entropy, _ = printed[-1]
     last = [f"{steps / 1e6:.1f}", f"{score:.1f}", f"{entropy:.2f}"]
-    return [values["steps_per_update"], other, *millions, seed, *at, above, *last]
+    return [values["steps_per_update"], other, annealed, seed, *at, above, *last]
 
 
 def play(learner, text, seed, steps, start):

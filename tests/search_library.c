@@ -18,6 +18,7 @@ static float *numbers(Networks *net, int which) {
 }
 float *weights(int which) { return numbers(&global, which); }
 float *mean_squares(int which) { return numbers(&squares, which); }
+void lose(double share) { lost = share; }
 void build_networks(void) { new_networks(); }
 long *touched(void) { return touched_by; }
 int read_from(const char *path, long *steps) { return read_state(path, steps); }

@@ -164,6 +164,33 @@ def test_four_processes_train_to_the_last_game_and_end_together(start):
     assert all(program.no_actor_is_left(5) for program in (chief, *workers))
 
 
+SAYS_ITS_BETA = """if True:  # the script, but that a worker process ends with its beta
+    import sys, a3c_pong, members
+    train_for_chief = members.train_for_chief
+    def saying(run, *others):
+        train_for_chief(run, *others)
+        print("its beta:", run.beta())
+    members.train_for_chief = saying
+    sys.exit(a3c_pong.main(sys.argv[1:]))"""
+
+
+@pytest.mark.slow
+def test_a_worker_has_its_beta_from_the_chief_who_knows_all_games(start):
+    cluster = Cluster(start, workers=1)
+    ps = cluster("ps")
+    options = "--beta", "0.5", "--beta-power", "1", "--max-episodes", "12"
+    chief = cluster("chief", 0, "--workers", "1", "--render", "never", *options)
+    worker = cluster("worker", 0, "--workers", "1", program=("-c", SAYS_ITS_BETA))
+    assert [program.wait(120) for program in (chief, worker, ps)] == [0, 0, 0]
+    assert_quiet(chief, worker, ps)
+    lost, betas = 1.0, []
+    for row in rows_of(cluster.run):
+        lost += 0.1 * ((21 - int(row["score"])) / 42 - lost)
+        betas.append(0.5 * lost)
+    its = float(re.search(r"its beta: (\S+)", worker.out)[1])
+    assert its < 0.5 and min(abs(its - beta) for beta in betas) < 1e-9, (its, betas)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",

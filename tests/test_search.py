@@ -48,6 +48,7 @@ def library(built, tmp_path):
         getattr(library, name).restype = ctypes.POINTER(ctypes.c_float)
     library.touched.restype = ctypes.POINTER(ctypes.c_long)
     library.set.argtypes = [ctypes.c_char_p, ctypes.c_double]
+    library.lose.argtypes = [ctypes.c_double]
     whole = ctypes.c_int
     library.put_step.argtypes = [*[whole] * 3, ctypes.c_void_p, whole, ctypes.c_float]
     library.learn.argtypes = [*[whole] * 3, ctypes.c_double]
@@ -223,10 +224,10 @@ class Real:
         for local in self.locals:
             local.pull_global(self.policy)
 
-    def learn(self, worker, rollout, steps_done):
+    def learn(self, worker, rollout, steps_done, lost):
         local = self.locals[worker]
         run = a3c_pong.Run(self.settings)
-        run.agent_steps = steps_done
+        run.agent_steps, run.lost = steps_done, lost
         rewards = a3c_pong.learning_rewards(rollout, self.settings.lost_game_reward)
         ends = [self.settings.cut_at_points and reward != 0 for reward in rewards]
         ends[-1] = ends[-1] or rollout.terminal
@@ -249,7 +250,7 @@ class Real:
 
 OTHERS = dict(
     frames=1, steps_per_update=50, cut_at_points=False, lost_game_reward=-20,
-    gamma=0.9, gae_lambda=1.0, loss="mean", beta_steps=None, anneal_steps=None,
+    gamma=0.9, gae_lambda=1.0, loss="mean", beta_power=0.5, anneal_steps=50_000_000,
 )  # fmt: skip
 
 
@@ -277,14 +278,15 @@ def test_the_compiled_learner_s_weights_are_a3c_pong_s(tf, library, others):
     steps_done, rollouts = 0, played_rollouts(settings)
     assert sum(np.any(rollout.rewards) for rollout in rollouts) > 3
     for number, rollout in enumerate(rollouts):
-        worker = number % 2
-        real.learn(worker, rollout, steps_done)
+        worker, lost = number % 2, 1 / (1 + number)
+        real.learn(worker, rollout, steps_done, lost)
         steps = len(rollout.actions)
         for t, state in enumerate(rollout.states):
             inputs = rollout.rows[state > 0].astype(np.int32)
             last = t == steps
             what = (0, 0) if last else (rollout.actions[t], rollout.rewards[t])
             library.put_step(worker, t, len(inputs), inputs.ctypes.data, *what)
+        library.lose(lost)
         library.learn(worker, steps, rollout.terminal, steps_done)
         library.pull_global(worker)
         for mine, weights in zip(ours, real.weights()):
@@ -307,7 +309,7 @@ def test_runs_make_a_table_like_the_one_in_results(run, tmp_path):
     done = run(result, *options, "--", "", "steps_per_update=20 frames=1")
     assert (done.returncode, done.stderr) == (0, "")
     columns, *rows = csv.reader(result.open())
-    assert columns == next(csv.reader((ROOT / "results/search-compiled.csv").open()))
+    assert columns == next(csv.reader((ROOT / "results/search-lost.csv").open()))
     assert sorted(row[:5] for row in rows) == [
         ["120", "", "10", "2", "1"], ["120", "", "10", "2", "2"],
         ["20", "frames=1", "10", "2", "1"], ["20", "frames=1", "10", "2", "2"],
