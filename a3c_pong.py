@@ -24,7 +24,6 @@ import threading
 import time
 from typing import Any, NamedTuple
 
-import matplotlib.figure
 import numpy as np
 import rich.console
 
@@ -33,7 +32,7 @@ import cluster
 import members
 import pong_actor
 import watch
-from display import RewardWindow, draw_comparison, draw_curve, duration, new_display
+from display import RewardWindow, draw, draw_curve, duration, new_display
 from graph import load_tensorflow, make_callable, new_session, tf
 from preprocessing import INPUT_SIZE
 from settings import Settings, fail, parse_settings
@@ -664,6 +663,9 @@ def build_workers(network, session, run, actors, globalAC):
     return workers
 
 
+NO_CHECKPOINT = "no checkpoint could be taken; it will be tried again every half a minute"
+
+
 def train(run, workers, actors, folder, snapshots, in_window, signals):
     """Run the workers' threads until something stops them, showing and saving; the exit status."""
     console = rich.console.Console(highlight=False, markup=False, soft_wrap=True)
@@ -677,7 +679,7 @@ def train(run, workers, actors, folder, snapshots, in_window, signals):
     threads = start_later(workers)
     run.start()
     folder.begin_events(tf.Event, run.agent_steps, len(run.episodes))
-    autosave, saved = 60 * run.settings.autosave_minutes, time.monotonic()
+    autosave, saved, late = 60 * run.settings.autosave_minutes, time.monotonic(), False
     run.look_at_limits()  # one resumed may have nothing left to do
     with display:
         for thread in threads:
@@ -693,8 +695,14 @@ def train(run, workers, actors, folder, snapshots, in_window, signals):
                 folder.write(run.episodes, run.take_measured())
                 if time.monotonic() - saved > autosave:
                     saved = time.monotonic()
-                    if taken := snapshots.take():  # else an actor hangs: another time
+                    taken = snapshots.take()
+                    if taken:
                         keep(taken, run, actors, folder)
+                    else:  # an actor hangs, or a parameter server
+                        saved -= max(0, autosave - 30)
+                        if not late:
+                            run.notices.append(NO_CHECKPOINT)
+                    late = not taken
                 if window:
                     window.refresh(run.episodes)
         finally:
@@ -725,10 +733,8 @@ def main(arguments=None):
     """The program: settings in, a trained network's curve out. Returns the exit status."""
     command, given = parse_settings(arguments, __doc__)
     signals, notices = Signals(), []
-    if command.draw:
-        return draw(*command.draw)
-    if command.play is not None or command.evaluate is not None:
-        return watch_run(command, given, signals)
+    if command.draw or command.play is not None or command.evaluate is not None:
+        return show(command, given, signals)
     actors = folder = None
     member = members.cluster_member(given)
     if member and member.job != "chief":
@@ -783,28 +789,15 @@ def main(arguments=None):
             actors.close()
 
 
-def draw(picture, *folders):
-    """Write a picture of the curve of a run, or of several runs'; the exit status."""
-    figure = matplotlib.figure.Figure(figsize=(8, 5), layout="constrained")
+def show(command, given, signals):
+    """Draw, play, record or evaluate; the exit status."""
     try:
-        runs = [checkpoints.read_curve(folder) for folder in folders]
-        if len(runs) == 1:
-            draw_curve(figure.subplots(), runs[0][1])
-        else:
-            draw_comparison(figure, runs)
-        figure.savefig(picture)
-    except (OSError, ValueError) as error:
-        fail(error)
-    return 0
-
-
-def watch_run(command, given, signals):
-    """Play, record or evaluate; the exit status."""
-    try:
+        if command.draw:
+            return draw(*command.draw)
         return watch.main(command, signals, **given)
     except KeyboardInterrupt:
         return 128 + signals[0]  # as shells have it
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         fail(error)
     except watch.Failed as error:
         fail(error, status=1)

@@ -331,9 +331,9 @@ class RunFolder:
 
     @classmethod
     def existing(cls, path, *others):
-        """That of a run to go on with. Raises InUse, and OSError."""
+        """That of a run to go on with. Raises ValueError where there is none, InUse, OSError."""
         if not any((path / name).exists() for name in cls.TELLTALES):
-            raise FileNotFoundError(errno.ENOENT, "it holds no run", str(path))
+            raise ValueError(f"{path} holds no run")
         return cls(path, *others)
 
     @staticmethod

@@ -3,10 +3,13 @@
 import math
 import time
 
+import matplotlib.figure
 import numpy as np
 import rich.progress
 from rich.segment import Segment
 from rich.style import Style
+
+from checkpoints import read_curve
 
 # ------------------------------------------------------------------------------------------ plotted
 
@@ -23,6 +26,18 @@ def draw_curve(axes, episodes):
     axes.set(xlabel="episode", ylabel="total moving reward")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)  # above, over no curve
+
+
+def draw(picture, *folders):
+    """Write a picture of the curve of a run, or of several runs'; the exit status."""
+    figure = matplotlib.figure.Figure(figsize=(8, 5), layout="constrained")
+    runs = [read_curve(folder) for folder in folders]
+    if len(runs) == 1:
+        draw_curve(figure.subplots(), runs[0][1])
+    else:
+        draw_comparison(figure, runs)
+    figure.savefig(picture)
+    return 0
 
 
 def draw_comparison(figure, runs):

@@ -205,18 +205,15 @@ class ChiefRun(MemberRun):
                     self._add_episode(int(T), worker.decode(), int(score), float(reward))
                     self.look_at_limits()
 
-    def _add_episode(self, T, *game):
-        # those that have ended after the game that reached --until-score could take it back
-        if not self.stopped_because or self.settings.until_score is None:
-            super()._add_episode(T, *game)
-
     def _begin_again(self):
         """Go back to the last checkpoint, the curve too."""
         arrays, about = self.kept
+        with self.lock:  # before they begin, who are told how to explore by what it says
+            del self.episodes[about["games"] :]
+            self.look_back()
         self.begin(arrays, about)
         with self.lock:
             self.cut_to = about["games"]
-            del self.episodes[self.cut_to :]
             back = f"{about['games']:,} games, {about['agent_steps']:,} steps"
             self.notices.append(
                 f"the parameter server begins again with the last checkpoint: {back}"

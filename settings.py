@@ -77,7 +77,7 @@ class Settings:
             if get_origin(field.type) is Literal and value not in choices:
                 raise ValueError(f"{option(field.name)} must be {', '.join(choices)}, not {value}")
         must = {name: (lambda n: n >= 1, "at least 1") for name in
-                ("workers", "max_episodes", "max_steps", "steps_per_update", "frames",
+                ("workers", "max_episodes", "max_steps", "frames",
                  "anneal_steps", "target_steps", "epsilon_frames")}  # fmt: skip
         must |= {name: (lambda x: 0 < x < math.inf, "a number above 0") for name in
                  ("max_minutes", "lr_actor", "lr_critic", "lr_q", "rmsprop_epsilon",
@@ -86,6 +86,7 @@ class Settings:
                  ("gamma", "gae_lambda", "rmsprop_decay")}  # fmt: skip
         must |= {name: (lambda x: 0 <= x < math.inf, "0 or a number above") for name in
                  ("beta", "beta_power")}  # fmt: skip
+        must["steps_per_update"] = lambda n: 1 <= n <= 2000, "between 1 and 2000"
         must["lost_game_reward"] = math.isfinite, "a number or none"
         must["until_score"] = lambda x: -21 <= x <= 21, "between -21 and 21"
         must["seed"] = lambda n: 0 <= n < 2**31, "between 0 and 2147483647"
@@ -169,6 +170,8 @@ def parse_settings(arguments, description):
         watch.check(command, given)
         if command.draw and len(command.draw) < 2:
             raise ValueError("--draw takes a picture to write and a run's folder, or several")
+        if command.draw and given:
+            raise ValueError(f"{option(next(iter(given)))} is of training, not of this")
     except ValueError as error:
         fail(error)
     return command, given

@@ -51,7 +51,7 @@ class Gate:
             self.__enter__()
 
     @contextlib.contextmanager
-    def closed(self, seconds=1):
+    def closed(self, seconds=3):
         """Let all come out and none in; whether all came out within so many seconds."""
         with self.changed:
             self.shut = True
@@ -97,8 +97,7 @@ class Run:
     def restore(self, arrays, about):
         """Go on with a checkpoint's curve and counts."""
         self.episodes = checkpoints.curve_of(arrays)
-        for episode in self.episodes:
-            self._see(episode.score)
+        self.look_back()
         self.agent_steps, self.seconds_before = about["agent_steps"], about["seconds"]
 
     def seconds(self):
@@ -151,13 +150,21 @@ class Run:
             return T
 
     def _add_episode(self, T, worker, score, reward):
-        if len(self.episodes) < self.settings.max_episodes:
+        # those that end after the game that reached --until-score could take it back
+        over = self.stopped_because and self.settings.until_score is not None
+        if len(self.episodes) < self.settings.max_episodes and not over:
             last = self.episodes[-1] if self.episodes else None
             running_score = moving(last and last.running_score, score)
             running_reward = moving(last and last.running_reward, reward)
             where = len(self.episodes), worker, T, self.seconds()
             self.episodes.append(Episode(*where, score, reward, running_score, running_reward))
             self._see(score)
+
+    def look_back(self):
+        """Find by the curve what share of the points has been lost lately."""
+        self.lost = 1.0
+        for episode in self.episodes:
+            self._see(episode.score)
 
     def _see(self, score):
         self.lost = 0.9 * self.lost + 0.1 * (21 - score) / 42

@@ -103,10 +103,12 @@ def play(path, render, seed, console):
         if render not in (place, "auto") or (place == "terminal" and why_not_there):
             continue
         with actor_with(policy, game, [seed], place == "window") as actor:
-            with contextlib.suppress(ActorDied):
+            try:
                 actor.wait_until_ready()
-            if not actor.ready:  # it cannot open its window
-                continue
+            except ActorDied as death:
+                if place == "window":  # it cannot open it
+                    continue
+                raise Failed(str(death)) from None
             for line in [*damaged, f"playing {path}, {training(about)}; Ctrl-C ends it"]:
                 console.print(line)
             return show(actor, epsilon, game, console)

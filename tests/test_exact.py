@@ -250,6 +250,9 @@ def test_annealing_takes_learning_rates_to_0_and_beta_falls_with_the_points_lost
         for _ in range(games):
             run.count(0, ("W_0", 0, 0))
         beta = run.beta()
+        del run.episodes[2:]
+        run.look_back()
+        assert run.lost == pytest.approx(1 if games == 0 else 0.905)
         rollout = rollouts[3]
         returns = a3c_pong.lambda_returns(rollout.rewards, ends(rollout), 0.9, 1.0)
         before = sparse.values(sparse.globalnet)

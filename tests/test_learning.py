@@ -97,15 +97,15 @@ def test_it_learns_what_to_do_where(method):
 
 @pytest.mark.slow
 def test_the_preset_that_wins_learns_to_play(start):
-    """Its games from step 300,000 to 350,000.
+    """Its games from step 450,000 to 500,000.
 
-    Of seeds 1 to 10 the mean was -14.1, -17.0, -17.1, -18.6, -15.8, -17.4, -16.3, -16.7, -18.4 and
-    -17.5, none below the threshold. Without the policy's gradient it was -20.3 and -20.3, with its
-    sign turned round -20.9 and -20.7, seeds 1 and 2.
+    Of seeds 1 to 3 the mean was -17.1, -16.9 and -17.4. At 350,000 steps, with a preset before, it
+    was -20.3 and -20.3 without the policy's gradient, -20.9 and -20.7 with its sign turned round,
+    seeds 1 and 2.
     """
     run = start("--preset", "rally", "--seed", "1", "--workers", "2", "--render", "never",
-                "--max-steps", "350000")  # fmt: skip
+                "--max-steps", "500000")  # fmt: skip
     assert run.wait(600) == 0
-    scores = [int(row["score"]) for row in run.rows() if int(row["agent_steps"]) >= 300_000]
+    scores = [int(row["score"]) for row in run.rows() if int(row["agent_steps"]) >= 450_000]
     assert len(scores) > 10
     assert np.mean(scores) > -19.4

@@ -19,7 +19,7 @@ from program import HEADER, wait_until
 import a3c_pong
 import checkpoints
 
-EXACT = "--workers", "1", "--seed", "5", "--render", "never"
+EXACT = "--workers", "1", "--seed", "5", "--render", "never", "--beta-power", "2"
 
 
 def rows_of(run):
@@ -172,6 +172,22 @@ def test_20_kills_leave_one_curve(start, tmp_path):
     assert len(rows) == newest(run)[1]["games"] > games
     assert len(json.loads((run / "config.json").read_text())["resumed"]) > 8
     assert len(checkpoints.paths(run)) == 3
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_cannot_be_taken_is_said_and_tried_again(start):
+    program = start("--workers", "2", "--autosave-minutes", "0.01", "--render", "never")
+    run = program.folder / "run"
+    assert wait_until(lambda: steps_kept(run) > 0)
+    hung = program.actors()[0]
+    os.kill(hung, signal.SIGSTOP)
+    assert wait_until(lambda: "no checkpoint could be taken" in program.out)
+    kept = steps_kept(run)
+    os.kill(hung, signal.SIGCONT)
+    assert wait_until(lambda: steps_kept(run) > kept)
+    program.signal(signal.SIGTERM)
+    assert program.wait() == 0
+    assert program.out.count("no checkpoint could be taken") == 1 and program.err == ""
 
 
 @pytest.mark.slow

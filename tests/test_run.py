@@ -105,6 +105,14 @@ def test_each_limit_stops_the_run(start):
     assert len(by_score.rows()) == 1
 
 
+def test_no_game_takes_back_the_score_that_stopped_the_run(tf):
+    run = a3c_pong.Run(a3c_pong.Settings(until_score=-10.0))
+    for worker, score in ("W_0", -5), ("W_1", -21):
+        run.count(100, (worker, score, score))
+    assert run.stopped_because == "running score -10 reached"
+    assert [episode.score for episode in run.episodes] == [-5] and run.agent_steps == 200
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)]
@@ -252,6 +260,8 @@ def test_an_exception_in_a_worker_ends_the_run_and_leaves_its_curve(start):
         ("--env-id Nope-v0", "Nope"),
         ("--env-id Breakout-v0", "Breakout-v0"),
         ("--steps-per-update 0", "--steps-per-update"),
+        ("--steps-per-update 2001", "between 1 and 2000"),
+        ("--draw one.png nowhere --gamma 1", "--gamma"),
         ("--seed -1", "--seed"),
         ("--until-score 40", "--until-score"),
         ("--max-minutes 0", "--max-minutes"),
