@@ -663,7 +663,7 @@ def build_workers(network, session, run, actors, globalAC):
     return workers
 
 
-NO_CHECKPOINT = "no checkpoint could be taken; it will be tried again every half a minute"
+NO_CHECKPOINT = "no checkpoint could be taken; it will be tried again every half minute"
 
 
 def train(run, workers, actors, folder, snapshots, in_window, signals):
