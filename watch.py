@@ -108,7 +108,7 @@ def play(path, render, seed, console):
             except ActorDied as death:
                 if place == "window":  # it cannot open it
                     continue
-                raise Failed(str(death)) from None
+                raise Failed(f"the emulator died ({death})") from None
             for line in [*damaged, f"playing {path}, {training(about)}; Ctrl-C ends it"]:
                 console.print(line)
             return show(actor, epsilon, game, console)
