@@ -1,5 +1,6 @@
 """The script's process as the tests start it, and a screen for its windows."""
 
+import contextlib
 import csv
 import os
 import pathlib
@@ -21,18 +22,17 @@ GAME_LINE = re.compile(
 )
 LAST_LINE = re.compile(r"^(.+): ([\d,]+) games, ([\d,]+) steps in (\d+):(\d\d):(\d\d); curve in ")
 HEADER = "episode,worker,agent_steps,seconds,score,reward,running_score,running_reward"
-FAILS_LATER = """if True:  # the script, but that learning fails at the 300th rollout
-    import sys, a3c_pong
-    learning_rewards, calls = a3c_pong.learning_rewards, []
+FAILS_WHEN_TOLD = """if True:  # the script, but that learning fails once there is a file "fail"
+    import os, sys, a3c_pong
+    learning_rewards = a3c_pong.learning_rewards
     def failing(*arguments):
-        calls.append(arguments)
-        return learning_rewards(*arguments) if len(calls) < 300 else 1 / 0
+        return 1 / 0 if os.path.exists("fail") else learning_rewards(*arguments)
     a3c_pong.learning_rewards = failing
     sys.exit(a3c_pong.main(sys.argv[1:]))"""
-START_UP = 60  # seconds it may take on a busy machine
+HANGS = 300  # seconds: no test expects anything sooner, this only ends one that hangs
 
 
-def wait_until(holds, seconds=START_UP):
+def wait_until(holds, seconds=HANGS):
     """What `holds` returns as soon as it is true, or its last answer after so many seconds."""
     deadline = time.monotonic() + seconds
     while not (answer := holds()) and time.monotonic() < deadline:
@@ -67,7 +67,7 @@ class Program:
     def err(self):
         return (self.folder / "err").read_text()
 
-    def wait(self, seconds=START_UP):
+    def wait(self, seconds=HANGS):
         """The exit status."""
         return self.process.wait(seconds)
 
@@ -108,8 +108,14 @@ class Program:
                 continue
         return found
 
-    def no_actor_is_left(self, seconds):
-        return wait_until(lambda: not self.actors(), seconds)
+    def maps(self):
+        """What the process has in its memory, as the system tells it; b"" where it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            return pathlib.Path(f"/proc/{self.process.pid}/maps").read_bytes()
+        return b""
+
+    def no_actor_is_left(self):
+        return wait_until(lambda: not self.actors())
 
     def kill_all(self):
         self.process.kill()
@@ -168,7 +174,7 @@ class Screen:
         environment = {**os.environ, "DISPLAY": self.name}
         command = ["xdotool", *arguments]
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        return subprocess.run(command, env=environment, text=True, timeout=30, **pipes).stdout
+        return subprocess.run(command, env=environment, text=True, timeout=HANGS, **pipes).stdout
 
     def windows(self, name):
         """The ids of the windows with that in their names, as they are now: SDL changes its own."""

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+from program import HANGS
 
 import a3c_pong
 import pong_actor
@@ -105,7 +106,7 @@ def test_the_preset_that_wins_learns_to_play(start):
     """
     run = start("--preset", "rally", "--seed", "1", "--workers", "2", "--render", "never",
                 "--max-steps", "500000")  # fmt: skip
-    assert run.wait(600) == 0
+    assert run.wait(10 * HANGS) == 0
     scores = [int(row["score"]) for row in run.rows() if int(row["agent_steps"]) >= 450_000]
     assert len(scores) > 10
     assert np.mean(scores) > -19.4

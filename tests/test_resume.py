@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 import pytest
-from program import HEADER, wait_until
+from program import HEADER, save_agent, wait_until
 
 import a3c_pong
 import checkpoints
@@ -142,18 +142,24 @@ def test_a_limit_reached_already_is_said_and_more_workers_may_join(start, run):
 @pytest.mark.slow
 def test_20_kills_leave_one_curve(start, tmp_path):
     rng, run = random.Random(1), tmp_path / "run"
+    starts = (
+        lambda program: len(program.actors()) == 2,
+        lambda program: b"libtensorflow" in program.maps(),
+        lambda program: "2 workers on" in program.out,
+    )
     fast = "--workers", "2", "--autosave-minutes", "0.01", "--render", "never"
     kept, games = -1, 0
     for kill in range(20):
         begun = (run / "config.json").exists()
         program = start(*fast, *(("--resume", str(run)) if begun else ("--run-dir", str(run))))
         if kill % 2:  # while it starts
-            time.sleep(rng.uniform(0.2, 3))
+            assert wait_until(lambda: starts[kill // 2 % 3](program))  # noqa: B023
         elif kill % 4:  # while it saves
             assert wait_until(lambda: (run / "checkpoints" / "unfinished").exists())
         else:
             assert wait_until(lambda before=kept: steps_kept(run) > before)
-            time.sleep(rng.uniform(0, 0.6))
+            after = len(program.games()) + rng.randrange(5)
+            assert wait_until(lambda: len(program.games()) >= after)  # noqa: B023
         assert program.process.poll() is None, program.err
         program.signal(signal.SIGKILL)
         program.wait()
@@ -197,7 +203,7 @@ def test_sigterm_during_a_save_ends_the_run_with_everything_kept(start):
     assert wait_until(program.games)
     assert wait_until(lambda: (run / "checkpoints" / "unfinished").exists())
     program.signal(signal.SIGTERM)
-    assert program.wait(6) == 0
+    assert program.wait() == 0
     assert program.actors() == []
     assert program.err == ""
     _, games, steps, _ = program.played()
@@ -246,12 +252,22 @@ def test_a_checkpoint_of_another_method_or_network_is_refused(start, run):
 
 
 @pytest.mark.slow
-def test_a_config_of_another_version_is_understood(start, run):
+def test_a_config_of_another_version_is_understood(start, half, tmp_path):
+    run, senseless, torn = (
+        pathlib.Path(shutil.copytree(half, tmp_path / name))
+        for name in ("run", "senseless", "torn")
+    )
     config = json.loads((run / "config.json").read_text())
     del config["settings"]["beta"], config["settings"]["autosave_minutes"]
     config["settings"].update(colour="red", render="terminal")
     (run / "config.json").write_text(json.dumps(config))
     program = start("--resume", str(run))
+    config["settings"].update(loss="median")
+    (senseless / "config.json").write_text(json.dumps(config))
+    without_sense = start("--resume", str(senseless))
+    (torn / "config.json").write_text('{"settings": {"gam')
+    without_end = start("--resume", str(torn))
+
     assert program.wait() == 0
     assert f"{run}/config.json does not say beta: it is 0.0001\n" in program.out
     assert f"{run}/config.json does not say autosave_minutes: it is 3.0\n" in program.out
@@ -260,29 +276,25 @@ def test_a_config_of_another_version_is_understood(start, run):
     settings = json.loads((run / "config.json").read_text())["settings"]
     assert settings["beta"] == 0.0001 and "colour" not in settings and settings["seed"] == 5
 
-    config["settings"].update(loss="median")
-    (run / "config.json").write_text(json.dumps(config))
-    program = start("--resume", str(run))
-    assert program.wait() == 0
-    assert "is not readable (--loss must be auto, mean, sum, not median): the se" in program.out
+    assert without_sense.wait() == 0
+    assert "is not readable (--loss must be auto, mean, sum, not median): t" in without_sense.out
 
-    (run / "config.json").write_text('{"settings": {"gam')
-    program = start("--resume", str(run))
-    assert program.wait() == 0
-    assert f"{run}/config.json is not readable (" in program.out
-    settings = json.loads((run / "config.json").read_text())["settings"]
+    assert without_end.wait() == 0
+    assert f"{torn}/config.json is not readable (" in without_end.out
+    settings = json.loads((torn / "config.json").read_text())["settings"]
     assert settings["seed"] == 5 and settings["max_steps"] == 2000
 
 
-def test_what_belongs_to_the_run_cannot_be_changed(start, run):
-    program = start("--resume", str(run), "--gamma", "0.99")
+def test_what_belongs_to_the_run_cannot_be_changed(start, tmp_path):
+    save_agent(tmp_path)
+    program = start("--resume", str(tmp_path), "--gamma", "0.99")
     assert program.wait() == 2
     assert program.err == "a3c_pong.py: --gamma belongs to the run: it cannot change on the way\n"
 
 
 def test_a_folder_without_a_run_is_not_resumed(start, tmp_path):
-    for folder in tmp_path, tmp_path / "nope":
-        program = start("--resume", str(folder))
+    folders = tmp_path, tmp_path / "nope"
+    for folder, program in [(folder, start("--resume", str(folder))) for folder in folders]:
         assert program.wait() == 2
         (line,) = program.err.splitlines()
         assert str(folder) in line
@@ -291,14 +303,12 @@ def test_a_folder_without_a_run_is_not_resumed(start, tmp_path):
 
 @pytest.mark.slow
 def test_the_second_run_on_a_folder_is_refused(start):
-    one = start("--workers", "1", "--max-minutes", "1", "--render", "never")
+    one = start("--workers", "1", "--render", "never")
     run = one.folder / "run"
     assert wait_until(lambda: (run / "config.json").exists())
-    two = start("--resume", str(run))
-    assert two.wait() == 2
+    two, three = start("--resume", str(run)), start("--run-dir", str(run))
+    assert two.wait() == three.wait() == 2
     assert two.err == f"a3c_pong.py: {run} is in use by a run that has not ended\n"
-    three = start("--run-dir", str(run))
-    assert three.wait() == 2
     assert "holds a run already" in three.err
     assert wait_until(one.games)
     one.signal(signal.SIGTERM)
@@ -350,7 +360,7 @@ def test_on_a_full_disk_training_goes_on_and_nothing_is_lost(start, small_disk):
 
     fill(filler)
     program.signal(signal.SIGTERM)
-    assert program.wait(10) == 1
+    assert program.wait() == 1
     (line,) = program.err.splitlines()
     assert "the last checkpoint could not be written" in line
     kept = newest(run)[1]
@@ -392,6 +402,7 @@ def test_a_jump_of_the_clock_changes_nothing(start, tmp_path):
         pytest.skip("not installed: faketime")
     clock = tmp_path / "clock"
     clock.write_text("+0")
+    before = time.monotonic()
     program = start(
         "--workers", "2", "--max-minutes", "0.4", "--autosave-minutes", "0.01",
         LD_PRELOAD=str(libraries[0]), FAKETIME_TIMESTAMP_FILE=str(clock), FAKETIME_NO_CACHE="1",
@@ -405,9 +416,9 @@ def test_a_jump_of_the_clock_changes_nothing(start, tmp_path):
     assert program.wait() == 0
     assert program.err == ""
     reason, games, _, seconds = program.played()
-    assert reason == "0.4 minutes over" and 24 <= seconds <= 27
+    assert reason == "0.4 minutes over" and 24 <= seconds <= time.monotonic() - before
     rows = rows_of(run)
-    assert len(rows) == games > 0 and float(rows[-1]["seconds"]) <= 27
+    assert len(rows) == games > 0 and float(rows[-1]["seconds"]) <= seconds + 1
     times = [event.wall_time for event in events_of(run)]
     assert max(times) - min(times) > 30 * 86400  # the program has seen the jump
 
@@ -429,7 +440,7 @@ def test_the_best_checkpoint_is_that_of_the_highest_running_score(tmp_path):
 def test_events_hold_the_curve_and_the_losses_and_a_resumed_run_takes_back_what_it_repeats(
     start, run
 ):
-    program = start("--resume", str(run), "--workers", "2", "--max-minutes", "0.13",
+    program = start("--resume", str(run), "--workers", "2", "--max-minutes", "0.05",
                     "--max-steps", "none")  # fmt: skip
     assert program.wait() == 0
     scores, losses, restarts = {}, [], []
@@ -449,8 +460,9 @@ def test_events_hold_the_curve_and_the_losses_and_a_resumed_run_takes_back_what_
         assert values["game/score"] == int(row["score"])
         assert values["game/running_score"] == pytest.approx(float(row["running_score"]), abs=1e-3)
     assert losses
+    played = newest(run)[1]["agent_steps"]
     for figures in losses:
         assert figures.keys() == {"policy_loss", "value_loss", "entropy", "gradient_norm",
                                   "steps_per_second"}  # fmt: skip
         assert 0 < figures["entropy"] < 1.8 and figures["gradient_norm"] > 0
-        assert 50 < figures["steps_per_second"] < 100_000
+        assert 0 < figures["steps_per_second"] < played  # since a second ago, or more

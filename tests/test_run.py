@@ -17,8 +17,9 @@ import time
 import numpy as np
 import pytest
 from program import (
-    FAILS_LATER,
+    FAILS_WHEN_TOLD,
     GAME_LINE,
+    HANGS,
     ROOT,
     count_pixels,
     kill,
@@ -28,7 +29,7 @@ from program import (
 )
 
 import a3c_pong
-from settings import PRESETS
+from settings import PRESETS, parse_settings
 
 HAS_TKINTER = importlib.util.find_spec("_tkinter") is not None
 
@@ -90,6 +91,7 @@ def test_a_seed_settles_all_games_of_one_worker(start):
 
 @pytest.mark.slow
 def test_each_limit_stops_the_run(start):
+    before = time.monotonic()
     by_steps = start("--workers", "2", "--max-steps", "3001")
     by_minutes = start("--workers", "2", "--max-minutes", "0.05")
     by_score = start("--workers", "1", "--until-score", "-21")
@@ -100,7 +102,7 @@ def test_each_limit_stops_the_run(start):
     assert 3001 <= steps < 3001 + 2 * 20
     reason, _, _, seconds = by_minutes.played()
     assert reason == "0.05 minutes over"
-    assert 3 <= seconds <= 6
+    assert 3 <= seconds <= time.monotonic() - before
     assert by_score.played()[:2] == ("running score -21 reached", 1)
     assert len(by_score.rows()) == 1
 
@@ -122,7 +124,7 @@ def test_a_signal_ends_the_run_and_leaves_its_curve(start, number, status):
     assert wait_until(run.games)
     assert len(run.actors()) == 2
     run.signal(number)
-    assert run.wait(3) == status
+    assert run.wait() == status
     assert run.actors() == []
     assert run.err == ""
     assert min(run.curves()) > 5
@@ -138,11 +140,14 @@ def test_under_nohup_a_lost_terminal_does_not_end_the_run(start):
     ignoring = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); "
     ignoring += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     script = str(ROOT / "a3c_pong.py")
-    run = start("--max-episodes", "12", program=("-c", ignoring, script))
+    run = start(program=("-c", ignoring, script))
     assert wait_until(run.games)
     run.signal(signal.SIGHUP)
+    before = len(run.games())
+    assert wait_until(lambda: len(run.games()) > before + 10)
+    run.signal(signal.SIGTERM)
     assert run.wait() == 0
-    assert len(run.games()) == 12
+    assert len(run.games()) == len(run.rows())
 
 
 @pytest.mark.slow
@@ -160,26 +165,40 @@ def test_a_terminal_shows_a_bar_under_the_games(tmp_path):
     with contextlib.suppress(OSError):  # the terminal's end when the program has ended
         while read := os.read(ours, 4096):
             written += read
-    assert process.wait(10) == 0
+    assert process.wait(HANGS) == 0
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written.decode()).replace("\r", "\n")
     assert len(GAME_LINE.findall(re.sub(r" +$", "", text, flags=re.MULTILINE))) == 12
     assert re.search(
-        r"━+ \d+ games, [\d,]+ steps/s, running score -2[01]\.\d, 0:00:\d\d left", text
+        r"━+ \d+ games, [\d,]+ steps/s, running score -2[01]\.\d, \d+:\d\d:\d\d left", text
     )
     assert "games played: 12 games" in text
 
 
+STARTS_ONLY = """if True:  # the script, but that it starts for ever once its graph is built
+    import sys, time, a3c_pong
+    load_tensorflow = a3c_pong.load_tensorflow
+    def loading():
+        load_tensorflow()
+        a3c_pong.tf.Session.run = lambda *arguments: (open("built", "w").close(), time.sleep(1e6))
+    a3c_pong.load_tensorflow = loading
+    sys.exit(a3c_pong.main(sys.argv[1:]))"""
+STAGES = {
+    "TensorFlow begins to load": lambda run: b"libtensorflow" in run.maps(),
+    "TensorFlow is half loaded": lambda run: b"pywrap_saved_model" in run.maps(),
+    "the graph is built": lambda run: (run.folder / "built").exists(),
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "seconds, number, status",
-    [(0.1, signal.SIGINT, 130), (1.0, signal.SIGINT, 130), (2.0, signal.SIGTERM, 0)],
+    "stage, number, status",
+    [*zip(STAGES, (signal.SIGINT, signal.SIGINT, signal.SIGTERM), (130, 130, 0))],
 )
-def test_a_signal_during_start_up_ends_it_quietly(start, seconds, number, status):
-    run = start("--workers", "2")
-    assert wait_until(lambda: len(run.actors()) == 2)  # TensorFlow is loaded from here on
-    time.sleep(seconds)
+def test_a_signal_during_start_up_ends_it_quietly(start, stage, number, status):
+    run = start("--workers", "2", program=("-c", STARTS_ONLY))
+    assert wait_until(lambda: STAGES[stage](run))
     run.signal(number)
-    assert run.wait(10) == status
+    assert run.wait() == status
     assert run.err == ""
     assert run.actors() == []
     assert not (run.folder / "run").exists()
@@ -190,18 +209,23 @@ def test_a_signal_during_start_up_ends_it_quietly(start, seconds, number, status
 
 @pytest.mark.slow
 def test_a_killed_actor_is_replaced_and_plays_on(start):
-    run = start("--workers", "2", "--max-episodes", "20")
+    run = start("--workers", "2")
     assert wait_until(run.games)
     kill(run.actors()[0])
+    assert wait_until(lambda: "actor died" in run.out)
+    before = len(run.games())
+    after = lambda: [game[0] for game in run.games()[before:]]
+    assert wait_until(lambda: min(after().count(worker) for worker in ("W_0", "W_1")) >= 2)
+    run.signal(signal.SIGTERM)
     assert run.wait() == 0
-    before, notice, after = re.split(r"^(.*actor died.*)$", run.out, flags=re.MULTILINE)
+    _, notice, after = re.split(r"^(.*actor died.*)$", run.out, flags=re.MULTILINE)
     worker = notice.split("'")[0]
     assert notice == (
         f"{worker}'s actor died (killed by SIGKILL) and is started again, with a new game"
     )
     assert worker in [game[0] for game in GAME_LINE.findall(after)]
     assert {game[0] for game in run.games()} == {"W_0", "W_1"}  # each thread runs its own worker
-    assert len(run.rows()) == len(run.games()) == 20
+    assert len(run.rows()) == len(run.games())
     assert run.err == ""
 
 
@@ -215,7 +239,7 @@ def test_actors_that_die_again_and_again_end_the_run(start):
             kill(actor)
         return run.process.poll() is not None
 
-    assert wait_until(ended, 30)
+    assert wait_until(ended)
     assert run.wait() == 1
     assert len(run.err.splitlines()) == 1
     assert "actor died (killed by SIGKILL), the 5th death within 60 s" in run.err
@@ -225,18 +249,22 @@ def test_actors_that_die_again_and_again_end_the_run(start):
 
 @pytest.mark.slow
 def test_a_killed_run_leaves_no_actor_and_no_shared_memory(start):
-    before = set(os.listdir("/dev/shm"))
+    # where another test may have a clock of its own in the meantime
+    shared = lambda: {name for name in os.listdir("/dev/shm") if not name.startswith("faketime")}
+    before = shared()
     run = start("--workers", "2")
     assert wait_until(run.games)
     assert len(run.actors()) == 2
     run.signal(signal.SIGKILL)
-    assert run.no_actor_is_left(2)
-    assert wait_until(lambda: set(os.listdir("/dev/shm")) <= before, 2)
+    assert run.no_actor_is_left()
+    assert wait_until(lambda: shared() <= before)
 
 
 @pytest.mark.slow
 def test_an_exception_in_a_worker_ends_the_run_and_leaves_its_curve(start):
-    run = start("--workers", "2", program=("-c", FAILS_LATER))
+    run = start("--workers", "2", program=("-c", FAILS_WHEN_TOLD))
+    assert wait_until(run.games)
+    (run.folder / "fail").touch()
     assert run.wait() == 1
     assert "Traceback" in run.err
     assert run.err.splitlines()[-1] == "ZeroDivisionError: division by zero"
@@ -248,54 +276,66 @@ def test_an_exception_in_a_worker_ends_the_run_and_leaves_its_curve(start):
 # ---------------------------------------------------------------------------------- what it is told
 
 
+def test_a_wrong_option_is_named_in_one_line(start):
+    wrong = {
+        "--workers 0": "--workers",
+        "--bogus": "--bogus",
+        "--env-id Nope-v0": "Nope",
+        "--env-id Breakout-v0": "Breakout-v0",
+        "--render window": "--render",
+        "--render terminal": "--render terminal: the output is no terminal",
+        "--run-dir /proc/nope": "/proc/nope",
+    }
+    for run, named in [(start(*options.split()), named) for options, named in wrong.items()]:
+        assert run.wait() == 2
+        assert run.out == ""
+        assert len(run.err.splitlines()) == 1 and named in run.err
+        assert run.actors() == []
+        assert not (run.folder / "run").exists()
+
+
 @pytest.mark.parametrize(
     "options, named",
     [
-        ("--workers 0", "--workers"),
         ("--gamma 1.5", "--gamma"),
         ("--gamma nan", "--gamma"),
         ("--gamma x", "--gamma"),
         ("--beta -1", "--beta"),
         ("--lr-actor 0", "--lr-actor"),
-        ("--env-id Nope-v0", "Nope"),
-        ("--env-id Breakout-v0", "Breakout-v0"),
         ("--steps-per-update 0", "--steps-per-update"),
         ("--steps-per-update 2001", "between 1 and 2000"),
         ("--draw one.png nowhere --gamma 1", "--gamma"),
         ("--seed -1", "--seed"),
         ("--until-score 40", "--until-score"),
         ("--max-minutes 0", "--max-minutes"),
-        ("--render window", "--render"),
-        ("--render terminal", "--render terminal: the output is no terminal"),
-        ("--run-dir /proc/nope", "/proc/nope"),
         ("--method dqn", "--method"),
         ("--frames 0", "--frames"),
         ("--gae-lambda 1.1", "--gae-lambda"),
         ("--rmsprop-decay -1", "--rmsprop-decay"),
         ("--target-steps 0", "--target-steps"),
-        ("--bogus", "--bogus"),
     ],
 )
-def test_a_wrong_option_is_named_in_one_line(start, options, named):
-    run = start(*options.split())
-    assert run.wait() == 2
-    assert run.out == ""
-    assert len(run.err.splitlines()) == 1 and named in run.err
-    assert run.actors() == []
-    assert not (run.folder / "run").exists()
+def test_every_option_with_a_wrong_value_is_named_in_one_line(options, named, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse_settings(options.split(), "")
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 2 and out == ""
+    assert len(err.splitlines()) == 1 and named in err
 
 
-@pytest.mark.parametrize("name", ["scores.csv", "config.json", "checkpoints"])
-def test_a_folder_that_holds_a_run_is_left_as_it_is(start, tmp_path, name):
-    folder = tmp_path / "held"
-    folder.mkdir()
-    (folder / name).write_text("a run's\n")
-    run = start("--run-dir", str(folder))
-    assert run.wait() == 2
-    assert run.out == ""
-    assert run.err.count("\n") == 1 and f"{folder}: it holds a run already, {name};" in run.err
-    assert (folder / name).read_text() == "a run's\n"
-    assert [path.name for path in folder.iterdir()] == [name]
+def test_a_folder_that_holds_a_run_is_left_as_it_is(start, tmp_path):
+    runs = {}
+    for name in "scores.csv", "config.json", "checkpoints":
+        folder = tmp_path / f"held by {name}"
+        folder.mkdir()
+        (folder / name).write_text("a run's\n")
+        runs[folder, name] = start("--run-dir", str(folder))
+    for (folder, name), run in runs.items():
+        assert run.wait() == 2
+        assert run.out == ""
+        assert run.err.count("\n") == 1 and f"{folder}: it holds a run already, {name};" in run.err
+        assert (folder / name).read_text() == "a run's\n"
+        assert [path.name for path in folder.iterdir()] == [name]
 
 
 def test_what_has_no_file_to_name_is_said_without_one(start):
@@ -416,7 +456,7 @@ def test_a_window_shows_the_game_and_its_closing_ends_neither_run_nor_worker(sta
     if HAS_TKINTER:
         assert wait_until(lambda: screen.windows("A3C on Pong"))
     assert wait_until(run.games)
-    assert run.out.startswith(f"3 workers on {os.cpu_count()} cores, ")
+    assert run.out.startswith(f"3 workers on {len(os.sched_getaffinity(0))} cores, ")
     assert len(run.actors()) == 3
 
     def court_is_seen():
@@ -426,22 +466,22 @@ def test_a_window_shows_the_game_and_its_closing_ends_neither_run_nor_worker(sta
             if picture is not None and shows_court(picture):
                 return emulator
 
-    emulator = wait_until(court_is_seen, 20)
+    emulator = wait_until(court_is_seen)
     assert emulator
 
     screen.ask("windowclose", emulator)
-    assert wait_until(lambda: "W_0's actor died" in run.out, 10)
+    assert wait_until(lambda: "W_0's actor died" in run.out)
     assert "started again" in run.out
-    assert wait_until(lambda: "W_0" in [game[0] for game in run.games()], 30)
+    assert wait_until(lambda: "W_0" in [game[0] for game in run.games()])
     assert screen.windows("Arcade Learning Environment") == []
 
     run.signal(signal.SIGINT)
-    assert run.no_actor_is_left(3)
+    assert run.no_actor_is_left()
     if HAS_TKINTER:
-        assert wait_until(lambda: "the plot stands until its window is closed" in run.out, 3)
+        assert wait_until(lambda: "the plot stands until its window is closed" in run.out)
         assert screen.windows("A3C on Pong")
         run.signal(signal.SIGINT)
-    assert run.wait(3) == 130
+    assert run.wait() == 130
     assert run.err == ""
 
 
@@ -452,5 +492,5 @@ def test_a_killed_run_takes_its_window_with_it(start, screen):
     assert wait_until(run.games)
     assert len(run.actors()) == 2
     run.signal(signal.SIGKILL)
-    assert run.no_actor_is_left(2)
-    assert screen.windows("Arcade Learning Environment") == []
+    assert run.no_actor_is_left()
+    assert wait_until(lambda: not screen.windows("Arcade Learning Environment"))
