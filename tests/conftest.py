@@ -1,5 +1,7 @@
 """Fixtures that several files share."""
 
+import contextlib
+import os
 import shutil
 import signal
 
@@ -20,19 +22,42 @@ def tf():
     return a3c_pong.tf
 
 
-@pytest.fixture
-def start(tmp_path):
-    """start(option, ...) starts the script; all its processes are gone when the test is over."""
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """How many processes run tests: one more than cores, as a test waits for its programs."""
+    return min(4, len(os.sched_getaffinity(0)) + 1)
+
+
+@contextlib.contextmanager
+def starter(folder):
+    """start(option, ...) starts the script; all its processes are gone after the `with`."""
     programs = []
 
     def start(*options, program=(str(ROOT / "a3c_pong.py"),), command=(), **variables):
-        folder = tmp_path / f"run{len(programs)}"
-        programs.append(Program(folder, options, program, variables, command))
+        programs.append(
+            Program(folder / f"run{len(programs)}", options, program, variables, command)
+        )
         return programs[-1]
 
-    yield start
-    for program in programs:
-        program.kill_all()
+    try:
+        yield start
+    finally:
+        for program in programs:
+            program.kill_all()
+
+
+@pytest.fixture
+def start(tmp_path):
+    """start(option, ...) starts the script; all its processes are gone when the test is over."""
+    with starter(tmp_path) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def start_shared(tmp_path_factory):
+    """The same for runs that several tests of a file look at, until the last of them is over."""
+    with starter(tmp_path_factory.mktemp("shared")) as start:
+        yield start
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pathlib
 import random
 import re
 import shutil
@@ -142,39 +143,6 @@ def assert_quiet(*programs):
         assert program.err == ""
 
 
-@pytest.mark.slow
-def test_four_processes_train_to_the_last_game_and_end_together(start):
-    cluster = Cluster(start)
-    late = "--gamma", "0.5"
-    options = "--max-episodes", "20", "--workers", "1", "--render", "never", "--seed", "3"
-    workers = [
-        cluster("worker", 0, "--workers", "2"),
-        cluster("worker", 1, "--workers", "1", *late),
-    ]
-    chief, ps = cluster("chief", 0, *options), cluster("ps")
-    assert chief.wait() == 0
-    assert [program.wait() for program in (*workers, ps)] == [0, 0, 0]
-    assert_quiet(chief, ps, *workers)
-
-    rows = rows_of(cluster.run)  # numbered from 0, T rising strictly
-    assert len(rows) == 20
-    assert chief.played()[:2] == ("20 games played", 20)
-    names = {row["worker"] for row in rows}
-    assert names <= {"W_0", "W_100", "W_101", "W_200"} and len(names) > 1
-    assert [game[:2] for game in chief.games()] == [(r["worker"], r["episode"]) for r in rows]
-    arrays, about = newest(cluster.run)
-    assert about["games"] == 20 and about["agent_steps"] >= int(rows[-1]["agent_steps"])
-    assert arrays["row_log/touched_by"].max() == about["updates"]
-    settings = json.loads((cluster.run / "config.json").read_text())["settings"]
-    assert settings["gamma"] == 0.9  # the chief's, whatever a worker was told
-    assert "--gamma is the chief's to say: it is 0.9, not 0.5" in workers[1].out
-    assert "trains with W_100, W_101" in workers[0].out
-    for program in (*workers, ps):
-        assert "the chief has ended the run: 20 games played" in program.out
-        assert not program.games()
-    assert all(program.no_actor_is_left() for program in (chief, *workers))
-
-
 SAYS_ITS_BETA = """if True:  # the script, but that a worker process ends with its beta
     import sys, a3c_pong, members
     train_for_chief = members.train_for_chief
@@ -185,25 +153,77 @@ SAYS_ITS_BETA = """if True:  # the script, but that a worker process ends with i
     sys.exit(a3c_pong.main(sys.argv[1:]))"""
 
 
+@pytest.fixture(scope="module")
+def four(start_shared):
+    """(the `Cluster`, ps, chief, workers) of a run of 30 games that has ended."""
+    cluster = Cluster(start_shared)
+    options = "--max-episodes", "30", "--workers", "1", "--render", "never", "--seed", "3"
+    workers = [
+        cluster("worker", 0, "--workers", "2", program=("-c", SAYS_ITS_BETA)),
+        cluster("worker", 1, "--workers", "1", "--gamma", "0.5"),
+    ]
+    chief = cluster("chief", 0, *options, "--beta", "0.5", "--beta-power", "1")
+    ps, actors = cluster("ps"), []
+    for program, number in (chief, 1), (workers[0], 2), (workers[1], 1):
+        assert wait_until(lambda: len(program.actors()) == number)  # noqa: B023
+        actors += program.actors()
+        for actor in program.actors():  # none plays before all can
+            os.kill(actor, signal.SIGSTOP)
+    assert wait_until(lambda: all("trains with" in worker.out for worker in workers))
+    for actor in actors:
+        os.kill(actor, signal.SIGCONT)
+    for program in (chief, *workers, ps):
+        program.wait()
+    return cluster, ps, chief, workers
+
+
 @pytest.mark.slow
-def test_a_worker_has_its_beta_from_the_chief_who_knows_all_games(start):
-    cluster = Cluster(start, workers=1)
-    ps = cluster("ps")
-    options = "--beta", "0.5", "--beta-power", "1"
-    chief = cluster("chief", 0, "--workers", "1", "--render", "never", *options)
-    worker = cluster("worker", 0, "--workers", "1", program=("-c", SAYS_ITS_BETA))
-    for _ in range(3):  # the chief hears of the first game, then the worker of its beta
-        before = games_by(chief, "W_100")
-        assert wait_until(lambda before=before: games_by(chief, "W_100") > before)
-    chief.signal(signal.SIGTERM)
-    assert [program.wait() for program in (chief, worker, ps)] == [0, 0, 0]
-    assert_quiet(chief, worker, ps)
+def test_four_processes_train_to_the_last_game_and_end_together(four):
+    cluster, ps, chief, workers = four
+    assert [program.wait() for program in (chief, *workers, ps)] == [0, 0, 0, 0]
+    assert_quiet(chief, ps, *workers)
+
+    rows = rows_of(cluster.run)  # numbered from 0, T rising strictly
+    assert len(rows) == 30
+    assert chief.played()[:2] == ("30 games played", 30)
+    names = {row["worker"] for row in rows}
+    assert names <= {"W_0", "W_100", "W_101", "W_200"} and len(names) > 1
+    assert [game[:2] for game in chief.games()] == [(r["worker"], r["episode"]) for r in rows]
+    arrays, about = newest(cluster.run)
+    assert about["games"] == 30 and about["agent_steps"] >= int(rows[-1]["agent_steps"])
+    assert arrays["row_log/touched_by"].max() == about["updates"]
+    settings = json.loads((cluster.run / "config.json").read_text())["settings"]
+    assert settings["gamma"] == 0.9  # the chief's, whatever a worker was told
+    assert "--gamma is the chief's to say: it is 0.9, not 0.5" in workers[1].out
+    assert "trains with W_100, W_101" in workers[0].out
+    for program in (*workers, ps):
+        assert "the chief has ended the run: 30 games played" in program.out
+        assert not program.games()
+    assert all(program.no_actor_is_left() for program in (chief, *workers))
+
+
+@pytest.mark.slow
+def test_a_worker_has_its_beta_from_the_chief_who_knows_all_games(four):
+    cluster, _, _, workers = four
     lost, betas = 1.0, []
     for row in rows_of(cluster.run):
         lost += 0.1 * ((21 - int(row["score"])) / 42 - lost)
         betas.append(0.5 * lost)
-    its = float(re.search(r"its beta: (\S+)", worker.out)[1])
+    its = float(re.search(r"its beta: (\S+)", workers[0].out)[1])
     assert its < 0.5 and min(abs(its - beta) for beta in betas) < 1e-9, (its, betas)
+
+
+@pytest.fixture(scope="module")
+def alone(start_shared):
+    """alone(option, ...): the run of one worker alone with these options, made once."""
+    runs = {}
+
+    def alone(*options):
+        if options not in runs:
+            runs[options] = start_shared(*EXACT, *options)
+        return runs[options]
+
+    return alone
 
 
 @pytest.mark.slow
@@ -216,10 +236,9 @@ def test_a_worker_has_its_beta_from_the_chief_who_knows_all_games(start):
     ],
     ids=["a3c", "one-step-sarsa"],
 )  # fmt: skip
-def test_one_worker_has_the_numbers_of_a_run_alone_bit_for_bit(start, options):
-    cluster = Cluster(start, workers=0)
+def test_one_worker_has_the_numbers_of_a_run_alone_bit_for_bit(start, alone, options):
+    cluster, alone = Cluster(start, workers=0), alone(*options)
     ps, chief = cluster("ps"), cluster("chief", 0, *EXACT, *options)
-    alone = start(*EXACT, *options)
     assert chief.wait() == alone.wait() == 0
     assert_quiet(chief, alone)
     (arrays, about), (expected, about_alone) = newest(cluster.run), newest(alone.folder / "run")
@@ -233,14 +252,11 @@ def test_one_worker_has_the_numbers_of_a_run_alone_bit_for_bit(start, options):
 
 
 @pytest.mark.slow
-def test_several_parameter_servers_hold_the_same_numbers(start):
-    cluster = Cluster(start, workers=0)
+def test_several_parameter_servers_hold_the_same_numbers(start, alone):
+    cluster, alone = Cluster(start, workers=0), alone("--max-steps", "3000")
     cluster.addresses["ps"].append(f"127.0.0.1:{free_port()}")
     servers = [cluster("ps", 0), cluster("ps", 1)]
-    chief, alone = (
-        cluster("chief", 0, *EXACT, "--max-steps", "600"),
-        start(*EXACT, "--max-steps", "600"),
-    )
+    chief = cluster("chief", 0, *EXACT, "--max-steps", "3000")
     assert chief.wait() == alone.wait() == 0
     arrays, expected = newest(cluster.run)[0], newest(alone.folder / "run")[0]
     for name in arrays.keys() - {"curve/seconds"}:
@@ -354,20 +370,20 @@ def test_another_run_of_the_chiefs_is_the_workers_too(start):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_in_a_cluster_and_alone_again(start):
-    alone = start(*EXACT, "--max-steps", "1000")
+def test_a_run_goes_on_in_a_cluster_and_alone_again(start, alone, tmp_path):
+    alone, cluster = alone("--max-steps", "3000"), Cluster(start, workers=0)
     assert alone.wait() == 0
-    run, cluster = str(alone.folder / "run"), Cluster(start, workers=0)
+    run = pathlib.Path(shutil.copytree(alone.folder / "run", tmp_path / "run"))
     ps = cluster("ps")
-    chief = cluster("chief", 0, "--resume", run, "--workers", "1", "--max-steps", "2500")
+    chief = cluster("chief", 0, "--resume", str(run), "--workers", "1", "--max-steps", "4500")
     assert chief.wait() == ps.wait() == 0
-    assert newest(alone.folder / "run")[1]["agent_steps"] == 2500
-    again = start("--resume", run, "--max-steps", "3000")
+    assert newest(run)[1]["agent_steps"] == 4500
+    again = start("--resume", str(run), "--max-steps", "5000")
     assert again.wait() == 0
     assert_quiet(alone, chief, ps, again)
-    about = newest(alone.folder / "run")[1]
-    assert about["agent_steps"] == 3000 and about["updates"] >= 150
-    assert len(rows_of(alone.folder / "run")) == about["games"] > 0
+    about = newest(run)[1]
+    assert about["agent_steps"] == 5000 and about["updates"] >= 250
+    assert len(rows_of(run)) == about["games"] > 0
 
 
 @pytest.mark.slow

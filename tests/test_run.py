@@ -339,7 +339,7 @@ def test_a_folder_that_holds_a_run_is_left_as_it_is(start, tmp_path):
 
 
 def test_what_has_no_file_to_name_is_said_without_one(start):
-    run = start("--workers", "60", command=("prlimit", "--nofile=64"))
+    run = start("--workers", "30", command=("prlimit", "--nofile=32"))
     assert run.wait() == 2
     assert run.out == "" and run.err == "a3c_pong.py: Too many open files\n"
     assert run.actors() == []
