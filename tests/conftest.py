@@ -28,6 +28,20 @@ def pytest_xdist_auto_num_workers(config):
     return min(4, len(os.sched_getaffinity(0)) + 1)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Hand out the tests one by one, but the files whole that make something for several tests."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file, _, _ = nodeid.partition("::")
+            whole = file.endswith(("test_cluster.py", "test_resume.py", "test_search.py"))
+            return file if whole else nodeid
+
+    return Scheduling(config, log)
+
+
 @contextlib.contextmanager
 def starter(folder):
     """start(option, ...) starts the script; all its processes are gone after the `with`."""

@@ -347,9 +347,13 @@ def test_what_has_no_file_to_name_is_said_without_one(start):
 
 def test_there_is_a_worker_for_each_core_that_may_be_used(start):
     core = str(min(os.sched_getaffinity(0)))
-    run = start("--max-steps", "20", command=("taskset", "-c", core))
+    options = "--preset", "rally", "--gamma", "0.5", "--max-steps", "500"
+    run = start(*options, command=("taskset", "-c", core))
     assert run.wait() == 0
     assert run.out.startswith("1 workers on 1 cores, ")
+    settings = json.loads((run.folder / "run" / "config.json").read_text())["settings"]
+    expected = {**PRESETS["rally"], "preset": "rally", "gamma": 0.5, "max_steps": 500}
+    assert settings.items() >= expected.items()
 
 
 def test_a_file_is_no_folder(start, tmp_path):
@@ -369,10 +373,10 @@ def test_help_mentions_every_setting(start):
     assert options == settings + commands
 
 
-def test_a_preset_is_a_default_for_other_settings(start):
-    run = start("--preset", "rally", "--workers", "1", "--gamma", "0.5", "--max-steps", "500")
-    assert run.wait() == 0
-    settings = json.loads((run.folder / "run" / "config.json").read_text())["settings"]
+def test_a_preset_is_a_default_for_other_settings():
+    options = "--preset rally --workers 1 --gamma 0.5 --max-steps 500"
+    _, given = parse_settings(options.split(), "")
+    settings = dataclasses.asdict(a3c_pong.Settings(**given))
     assert settings["preset"] == "rally"
     assert settings["workers"] == 1
     preset = PRESETS["rally"]
