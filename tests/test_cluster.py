@@ -155,9 +155,9 @@ SAYS_ITS_BETA = """if True:  # the script, but that a worker process ends with i
 
 @pytest.fixture(scope="module")
 def four(start_shared):
-    """(the `Cluster`, ps, chief, workers) of a run of 30 games that has ended."""
+    """(the `Cluster`, ps, chief, workers) of a run of 20 games that has ended."""
     cluster = Cluster(start_shared)
-    options = "--max-episodes", "30", "--workers", "1", "--render", "never", "--seed", "3"
+    options = "--max-episodes", "20", "--workers", "1", "--render", "never", "--seed", "3"
     workers = [
         cluster("worker", 0, "--workers", "2", program=("-c", SAYS_ITS_BETA)),
         cluster("worker", 1, "--workers", "1", "--gamma", "0.5"),
@@ -184,20 +184,20 @@ def test_four_processes_train_to_the_last_game_and_end_together(four):
     assert_quiet(chief, ps, *workers)
 
     rows = rows_of(cluster.run)  # numbered from 0, T rising strictly
-    assert len(rows) == 30
-    assert chief.played()[:2] == ("30 games played", 30)
+    assert len(rows) == 20
+    assert chief.played()[:2] == ("20 games played", 20)
     names = {row["worker"] for row in rows}
     assert names <= {"W_0", "W_100", "W_101", "W_200"} and len(names) > 1
     assert [game[:2] for game in chief.games()] == [(r["worker"], r["episode"]) for r in rows]
     arrays, about = newest(cluster.run)
-    assert about["games"] == 30 and about["agent_steps"] >= int(rows[-1]["agent_steps"])
+    assert about["games"] == 20 and about["agent_steps"] >= int(rows[-1]["agent_steps"])
     assert arrays["row_log/touched_by"].max() == about["updates"]
     settings = json.loads((cluster.run / "config.json").read_text())["settings"]
     assert settings["gamma"] == 0.9  # the chief's, whatever a worker was told
     assert "--gamma is the chief's to say: it is 0.9, not 0.5" in workers[1].out
     assert "trains with W_100, W_101" in workers[0].out
     for program in (*workers, ps):
-        assert "the chief has ended the run: 30 games played" in program.out
+        assert "the chief has ended the run: 20 games played" in program.out
         assert not program.games()
     assert all(program.no_actor_is_left() for program in (chief, *workers))
 

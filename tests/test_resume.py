@@ -348,14 +348,14 @@ def test_on_a_full_disk_training_goes_on_and_nothing_is_lost(start, small_disk):
     fill(filler)
     assert wait_until(lambda: f"to {run}: No space left on device; training goes on" in program.out)
     games = len(program.games())
-    assert wait_until(lambda: len(program.games()) > games + 12)
+    assert wait_until(lambda: len(program.games()) > games + 4)
     kept = newest(run)[1]["agent_steps"]
     rows_of(run)
     assert events_of(run)
 
     filler.unlink()
     assert wait_until(lambda: steps_kept(run) > kept)
-    assert wait_until(lambda: len(rows_of(run)) > games + 12)
+    assert wait_until(lambda: len(rows_of(run)) > games + 4)
     assert program.out.count("No space left") == 1
 
     fill(filler)

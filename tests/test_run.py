@@ -78,7 +78,7 @@ def test_three_games_leave_three_lines_a_table_a_picture_and_the_settings(start)
 
 @pytest.mark.slow
 def test_a_seed_settles_all_games_of_one_worker(start):
-    runs = [start("--workers", "1", "--seed", seed, "--max-steps", "6000") for seed in "778"]
+    runs = [start("--workers", "1", "--seed", seed, "--max-steps", "4000") for seed in "778"]
     assert [run.wait() for run in runs] == [0, 0, 0]
     one, same, other = ([{**row, "seconds": None} for row in run.rows()] for run in runs)
     assert len(one) >= 3
