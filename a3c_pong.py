@@ -53,6 +53,11 @@ from training import (
 # ----------------------------------------------------------------------------------------- networks
 
 
+def w_init(number):
+    """The chapter's initialiser. number: its seed, beside the run's, so that order is no matter."""
+    return tf.random_normal_initializer(0.0, 0.1, seed=number)
+
+
 class Head(NamedTuple):
     """What a network has for itself: a layer over the pixels, and outputs over that."""
 
@@ -109,15 +114,17 @@ class Network:
 
     def _build_net(self):
         """A `Net` for the state, of new variables or, where the scope is reused, of its own."""
-        w_init, b_init = tf.random_normal_initializer(0.0, 0.1), tf.zeros_initializer()
+        b_init = tf.zeros_initializer()
         inputs, units = INPUT_SIZE * self.settings.frames, [h.units for h in self.heads().values()]
-        kernel = tf.get_variable("kernel", [inputs, sum(units)], initializer=w_init)
+        kernel = tf.get_variable("kernel", [inputs, sum(units)], initializer=w_init(0))
         net = Net(kernel, tf.gather(kernel, self.rows), {}, {})
         layers = tf.split(self.s @ net.kernel_rows, units, axis=1)  # [T + 1, n]
-        for layer, (name, (n, outputs, _)) in zip(layers, self.heads().items()):
+        heads = self.heads().items()
+        for number, (layer, (name, (n, outputs, _))) in enumerate(zip(layers, heads), 1):
             with tf.variable_scope(name):
                 bias = tf.get_variable("bias", [n], initializer=b_init)
-                head_kernel = tf.get_variable("head_kernel", [n, outputs], initializer=w_init)
+                shape = [n, outputs]
+                head_kernel = tf.get_variable("head_kernel", shape, initializer=w_init(number))
                 head_bias = tf.get_variable("head_bias", [outputs], initializer=b_init)
             layer = tf.nn.relu6(tf.nn.bias_add(layer, bias))
             net.params[name] = [bias, head_kernel, head_bias]
