@@ -27,16 +27,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import rich.console
 
-import checkpoints
-import cluster
-import members
 import pong_actor
-import watch
-from display import RewardWindow, draw, draw_curve, duration, new_display
-from graph import load_tensorflow, make_callable, new_session, tf
+from cluster import member as members
+from cluster import parameter_server as cluster
 from preprocessing import INPUT_SIZE
-from settings import Settings, fail, parse_settings
-from training import (
+from runtime import checkpoints
+from runtime import playback as watch
+from runtime.command_line import Settings, fail, parse_settings
+from runtime.display import RewardWindow, draw, draw_curve, duration, new_display
+from runtime.graph import load_tensorflow, make_callable, new_session, tf
+from runtime.run import (
     Run,
     Signals,
     Snapshots,

@@ -25,7 +25,7 @@ import translate
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))
-import checkpoints  # noqa: E402
+from runtime import checkpoints  # noqa: E402
 
 COMPILE = ["gcc", "-std=gnu11", "-O3", "-march=native", "-ffast-math"]
 MARKS = (1, 2, 3, 4, 5, 6, 8, 10)  # million steps

@@ -24,10 +24,10 @@ import numpy as np  # noqa: E402
 import test_cluster  # noqa: E402
 
 import a3c_pong  # noqa: E402
-import checkpoints  # noqa: E402
 import pong_actor  # noqa: E402
 import preprocessing  # noqa: E402
-import training  # noqa: E402
+from runtime import checkpoints  # noqa: E402
+from runtime import run as training  # noqa: E402
 
 CORES = len(os.sched_getaffinity(0))
 ROUNDS, SECONDS = int(os.environ.get("ROUNDS", 3)), 20
@@ -258,7 +258,8 @@ def start():
 
 SAVING = """if True:
     import contextlib, sys, time
-    import a3c_pong, training
+    import a3c_pong
+    from runtime import run as training
     closed = training.Gate.closed
     @contextlib.contextmanager
     def timed(gate):

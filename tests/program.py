@@ -14,7 +14,7 @@ import matplotlib.image
 import numpy as np
 
 import a3c_pong
-import checkpoints
+from runtime import checkpoints
 
 ROOT = pathlib.Path(a3c_pong.__file__).parent
 GAME_LINE = re.compile(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-import checkpoints
+from runtime import checkpoints
 
 ARRAYS = {
     "globalnet/kernel": np.arange(12, dtype=np.float32).reshape(3, 4),

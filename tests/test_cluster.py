@@ -17,7 +17,7 @@ import pytest
 from program import FAILS_WHEN_TOLD, ROOT, wait_until
 from test_resume import newest, rows_of
 
-import cluster
+from cluster import parameter_server as cluster
 
 EXACT = "--workers", "1", "--seed", "5", "--render", "never"
 
@@ -144,7 +144,8 @@ def assert_quiet(*programs):
 
 
 SAYS_ITS_BETA = """if True:  # the script, but that a worker process ends with its beta
-    import sys, a3c_pong, members
+    import sys, a3c_pong
+    from cluster import member as members
     train_for_chief = members.train_for_chief
     def saying(run, *others):
         train_for_chief(run, *others)

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import re
 
-import settings
+from runtime import command_line as settings
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -17,7 +17,7 @@ import pytest
 from program import HEADER, save_agent, wait_until
 
 import a3c_pong
-import checkpoints
+from runtime import checkpoints
 
 EXACT = "--workers", "1", "--seed", "5", "--render", "never", "--beta-power", "2"
 

@@ -5,7 +5,7 @@ import pytest
 
 from a3c_pong import lambda_returns, learning_rewards
 from pong_actor import Rollout
-from training import moving
+from runtime.run import moving
 
 
 def rollout(rewards, terminal=False, truncated=False):

@@ -29,7 +29,7 @@ from program import (
 )
 
 import a3c_pong
-from settings import PRESETS, parse_settings
+from runtime.command_line import PRESETS, parse_settings
 
 HAS_TKINTER = importlib.util.find_spec("_tkinter") is not None
 
@@ -438,8 +438,9 @@ def test_a_damaged_run_is_named_and_not_drawn(start, tmp_path, name, text):
 def test_importing_the_modules_does_nothing_and_tensorflow_comes_without_keras(start):
     code = """if True:
         import sys, threading
-        import a3c_pong, checkpoints, cluster, display, graph, members, pong_actor
-        import preprocessing, settings, training, watch
+        import a3c_pong, pong_actor, preprocessing
+        from cluster import member, parameter_server
+        from runtime import checkpoints, command_line, display, graph, playback, run
         assert "tensorflow" not in sys.modules
         assert threading.active_count() == 1
         graph.load_tensorflow()

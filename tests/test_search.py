@@ -15,10 +15,10 @@ import pytest
 from program import ROOT
 
 import a3c_pong
-import checkpoints
 import pong_actor
 from preprocessing import INPUT_SIZE, SCREEN_SHAPE, active_pixels
-from settings import PRESETS
+from runtime import checkpoints
+from runtime.command_line import PRESETS
 
 pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="gcc is not installed")
 

@@ -11,8 +11,8 @@ import pytest
 import rich.console
 from program import FAILS_WHEN_TOLD, GAME_LINE, HANGS, ROOT, save_agent, wait_until
 
-import display
 import pong_actor
+from runtime import display
 
 # ------------------------------------------------------------------------------- what it is made of
 

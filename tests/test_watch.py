@@ -13,10 +13,10 @@ import pytest
 import rich.console
 from program import ROOT, count_pixels, kill, save_agent, shows_court, wait_until
 
-import checkpoints
 import pong_actor
-import settings
-import watch
+from runtime import checkpoints
+from runtime import command_line as settings
+from runtime import playback as watch
 
 SCRIPT = str(ROOT / "a3c_pong.py")
 

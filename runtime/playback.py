@@ -22,11 +22,11 @@ import rich.console
 import rich.progress
 from PIL import Image
 
-import checkpoints
 import pong_actor
-from display import TerminalView
 from pong_actor import ActorDied, Player, PolicyWeights, Pong, PongActor, make_env
 from preprocessing import SCREEN_SHAPE
+from runtime import checkpoints
+from runtime.display import TerminalView
 
 FRAMES_A_SECOND = 60
 ROLLOUT = 20  # steps an actor plays at a time, a second in a window

@@ -7,8 +7,8 @@ import pathlib
 import sys
 from typing import Literal, get_args, get_origin
 
-import checkpoints
-import watch
+from runtime import checkpoints
+from runtime import playback as watch
 
 
 def setting(default, meaning):

@@ -14,11 +14,11 @@ import types
 
 import numpy as np
 
-import cluster
 import pong_actor
-from graph import global_variables, load_tensorflow, make_callable, new_session, tf
-from settings import CHANGEABLE, Settings, fail, option, shown
-from training import Run, go_on, new_actors, start_actors, start_later, stop_workers
+from cluster import parameter_server as cluster
+from runtime.command_line import CHANGEABLE, Settings, fail, option, shown
+from runtime.graph import global_variables, load_tensorflow, make_callable, new_session, tf
+from runtime.run import Run, go_on, new_actors, start_actors, start_later, stop_workers
 
 # -------------------------------------------------------------------------------------- the network
 

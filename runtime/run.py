@@ -10,13 +10,13 @@ import time
 
 import numpy as np
 
-import checkpoints
 import pong_actor
-from checkpoints import Episode
-from display import draw_curve, duration
-from graph import global_variables, make_callable, tf
 from preprocessing import INPUT_SIZE
-from settings import CHANGEABLE, fail, option, resumed_settings
+from runtime import checkpoints
+from runtime.checkpoints import Episode
+from runtime.command_line import CHANGEABLE, fail, option, resumed_settings
+from runtime.display import draw_curve, duration
+from runtime.graph import global_variables, make_callable, tf
 
 # ------------------------------------------------------------------------------------------ the run
 

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from graph import make_callable, tf
+from runtime.graph import make_callable, tf
 
 serving = False  # whether this process has a server
 kept = []  # this process' server and sessions, for they cannot be taken apart without noise

@@ -9,7 +9,7 @@ import rich.progress
 from rich.segment import Segment
 from rich.style import Style
 
-from checkpoints import read_curve
+from runtime.checkpoints import read_curve
 
 # ------------------------------------------------------------------------------------------ plotted
 
