@@ -4,11 +4,14 @@
 //
 // The names are OPTIONS below, most of them those of settings.py; FILE is a state that run.py wrote.
 //
-// Workers take turns: each plays a rollout with its own copy of the weights, updates the global ones
-// with its gradients and pulls them. So it plays without the others' latest updates, as where each
-// has a core, and yet a seed gives the same run again. The networks, returns, losses and RMSProp are
-// a3c_pong.py's; no game is cut off by a frame limit. Every `every` steps it prints a line "steps
-// score entropy games": the moving true score, and the policy's mean entropy since the line before.
+// Workers take turns. A worker's copy of the weights does two things: the worker plays its next
+// rollout with it, and the gradients are computed from it. So the worker plays that rollout at the
+// moment of the pull, with the global weights themselves, and keeps the rollout until its next
+// turn. Of the weights nothing has to be copied but the heads. The networks, returns, losses and
+// RMSProp are a3c_pong.py's; no game is cut off by a frame limit. A seed gives the same run again.
+//
+// Every `every` steps it prints a line "steps score entropy games": the moving true score, and the
+// policy's mean entropy since the line before.
 
 #include <math.h>
 #include <stdio.h>
@@ -16,14 +19,23 @@
 
 #include "pong.h"
 
-// name, default: the preset's. 0 is never for anneal_steps, none for lost_game_reward; mean says whether the loss is the rollout's mean, 0 its sum. `eval` games are
-// played at the end, with sampled and with greedy actions.
+// name, default: the preset's. 0 is never for anneal_steps, none for lost_game_reward; mean says
+// whether the loss is the rollout's mean, 0 its sum. `eval` games are played at the end, with
+// sampled and with greedy actions.
+//
+// pull: 0, the chapter's, after a worker's update; 1: before the update, and not after it. lag: how
+// many other workers' updates come between a worker's gradients and its update, as other threads'
+// do on real cores. rate_power: the learning rates are multiplied by (share of points lost, at
+// least 0.01) ** rate_power. clip: the greatest norm of the gradient, 0: any. normalise: 1: a
+// rollout's advantages get mean 0 and deviation 1 for the actor; 2: they are divided by their recent
+// root mean square. average: decay, per update, of a mean of the weights that plays the `eval` games.
 #define OPTIONS(X)                                                                            \
     X(seed, 1) X(steps, 10e6) X(workers, 2) X(frames, 2) X(steps_per_update, 120)             \
     X(gamma, 1) X(gae_lambda, .95) X(cut_at_points, 1)                                        \
     X(lost_game_reward, 0) X(mean, 0) X(beta, .02) X(beta_power, 3) X(lr_actor, 5e-4)         \
     X(lr_critic, 2e-3) X(anneal_steps, 0) X(rmsprop_decay, .975) X(rmsprop_epsilon, 5e-5)     \
-    X(every, 250e3) X(eval, 0)
+    X(pull, 0) X(lag, 0) X(rate_power, 0) X(clip, 0) X(normalise, 0) X(average, 0)            \
+    X(every, 50e3) X(eval, 0)
 static struct {
 #define DECLARE(name, value) double name;
     OPTIONS(DECLARE)
@@ -127,36 +139,36 @@ static int play(Game *game, int action) {
 
 typedef struct {  // a state, what the networks make of it, and what was done
     int count, inputs[MAX_INPUTS];
-    float layer[UNITS], policy[ACTIONS], value;
+    float layer[UNITS] __attribute__((aligned(64))), policy[ACTIONS], value;
     int action;
     float reward;
 } Step;
 
 typedef struct {    // weights of both networks
     float *kernel;  // [inputs][UNITS]; a row is an input's
-    float bias[UNITS], heads[HEADS], head_bias[ACTIONS + 1];
-    long pulled;  // a worker's: the updates there had been when it last pulled
+    float bias[UNITS] __attribute__((aligned(64))), heads[HEADS], head_bias[ACTIONS + 1];
 } Networks;
 
-// RMSProp's mean squares, of which the kernel's are decayed when their row is met again.
-static Networks global, squares;
+// RMSProp's mean squares, of which the kernel's are decayed when their row is met again; and a
+// moving mean of the weights, of which a row is brought up to date when the row changes.
+static Networks global, squares, averaged;
 static long updates, *touched_by;  // an input -> the last update that had it
 static size_t inputs;
 
-// Gradients of an update; the kernel's only in the rows of the rollout's inputs.
-static float *kernel_gradient, bias_gradient[UNITS];  // [slots][UNITS]
-static float heads_gradient[HEADS], head_bias_gradient[ACTIONS + 1];
-static int *slot_of, *input_of, slots;
+// Zeros in memory that add_rows can read a vector at a time.
+static void *zeros(size_t count, size_t size) {
+    size_t bytes = (count * size + 63) / 64 * 64;
+    return memset(aligned_alloc(64, bytes), 0, bytes);
+}
+
+static float *new_rows(size_t rows) { return zeros(rows, UNITS * sizeof(float)); }
 
 static void new_networks(void) {
     inputs = (size_t)option.frames * INPUT_SIZE;
     size_t size = inputs * UNITS;
-    global.kernel = malloc(size * sizeof(float));
-    squares.kernel = malloc(size * sizeof(float));
-    kernel_gradient = malloc(size * sizeof(float));
+    global.kernel = new_rows(inputs);
+    squares.kernel = new_rows(inputs);
     touched_by = calloc(inputs, sizeof(long));
-    slot_of = malloc(inputs * sizeof(int));
-    input_of = malloc(inputs * sizeof(int));
     for (size_t i = 0; i < size; i++) global.kernel[i] = .1 * normal(), squares.kernel[i] = 1;
     for (int i = 0; i < HEADS; i++) {
         global.heads[i] = .1 * normal();
@@ -164,7 +176,6 @@ static void new_networks(void) {
     }
     for (int i = 0; i < UNITS; i++) squares.bias[i] = 1;
     for (int i = 0; i <= ACTIONS; i++) squares.head_bias[i] = 1;
-    for (size_t i = 0; i < inputs; i++) slot_of[i] = -1;
 }
 
 // Go on from a state as run.py writes it: steps and updates so far, the update that last had each
@@ -188,28 +199,32 @@ static int read_state(const char *path, long *steps_done) {
     return whole;
 }
 
-// Take over what has changed in the global networks since the last time; at first, all.
-static void pull(Networks *local) {
-    if (!local->kernel) {
-        local->kernel = malloc(inputs * UNITS * sizeof(float));
-        memcpy(local->kernel, global.kernel, inputs * UNITS * sizeof(float));
+static void copy_networks(Networks *to, const Networks *from) {
+    float *kernel = to->kernel ? to->kernel : new_rows(inputs);
+    *to = *from;
+    to->kernel = memcpy(kernel, from->kernel, inputs * UNITS * sizeof(float));
+}
+
+// Add rows, of the given numbers, to a sum, piece by piece in the processor's registers.
+static void add_rows(float *sum, const float *rows, const int *numbers, int count) {
+    typedef float Vector __attribute__((vector_size(64), may_alias));
+    enum { PIECE = 5, PIECES = UNITS / 16 / PIECE };
+    for (int piece = 0; piece < PIECES; piece++) {
+        Vector *to = (Vector *)sum + PIECE * piece;
+        Vector a = to[0], b = to[1], c = to[2], d = to[3], e = to[4];
+        for (int i = 0; i < count; i++) {
+            const float *row = rows + (size_t)numbers[i] * UNITS;
+            const Vector *from = (const Vector *)row + PIECE * piece;
+            a += from[0], b += from[1], c += from[2], d += from[3], e += from[4];
+        }
+        to[0] = a, to[1] = b, to[2] = c, to[3] = d, to[4] = e;
     }
-    for (size_t i = 0; i < inputs; i++)
-        if (touched_by[i] > local->pulled)
-            memcpy(local->kernel + i * UNITS, global.kernel + i * UNITS, UNITS * sizeof(float));
-    memcpy(local->bias, global.bias, sizeof global.bias);
-    memcpy(local->heads, global.heads, sizeof global.heads);
-    memcpy(local->head_bias, global.head_bias, sizeof global.head_bias);
-    local->pulled = updates;
 }
 
 static void forward(Step *step, const Networks *net) {
     float *layer = step->layer, highest = -1e30f, sum = 0;
     memcpy(layer, net->bias, sizeof net->bias);
-    for (int i = 0; i < step->count; i++) {
-        const float *row = net->kernel + (size_t)step->inputs[i] * UNITS;
-        for (int j = 0; j < UNITS; j++) layer[j] += row[j];
-    }
+    add_rows(layer, net->kernel, step->inputs, step->count);
     for (int j = 0; j < UNITS; j++) {  // relu6
         float x = layer[j] < 0 ? 0 : layer[j];
         layer[j] = x > 6 ? 6 : x;
@@ -248,7 +263,61 @@ static int greedy(const Step *step) {
     return best;
 }
 
+// --------------------------------------------------------------------------------------- workers
+
+typedef struct {
+    Game game;
+    Step *rollout;  // played, and not yet learned from; the last is the state after it
+    int steps, terminal;
+    float heads[HEADS];  // of the worker's copy of the weights
+} Worker;
+
+static Worker *new_workers(int count) {
+    Worker *workers = zeros(count, sizeof(Worker));
+    for (int i = 0; i < count; i++)
+        workers[i].rollout = zeros(option.steps_per_update + 1, sizeof(Step));
+    return workers;
+}
+
+// Take the global weights as the worker's copy; of a rollout played with an older one, compute again
+// what the networks make of its states.
+static void pull(Worker *worker) {
+    memcpy(worker->heads, global.heads, sizeof global.heads);
+    for (int t = 0; t <= worker->steps; t++) forward(&worker->rollout[t], &global);
+}
+
+// Play with the global weights, which the worker has just pulled, to the worker's next multiple of
+// steps_per_update or to the game's end.
+static void play_rollout(Worker *worker) {
+    Game *game = &worker->game;
+    if (game->over) new_game(game);
+    int period = option.steps_per_update, n = 0;
+    int most = period - game->total_steps % period;
+    for (; n < most && !game->over; n++) {
+        Step *step = &worker->rollout[n];
+        look(step, game, &global);
+        step->action = sampled(step);
+        step->reward = play(game, step->action);
+    }
+    game->total_steps += n;
+    look(&worker->rollout[n], game, &global);
+    worker->steps = n, worker->terminal = game->over;
+    memcpy(worker->heads, global.heads, sizeof global.heads);
+}
+
 // -------------------------------------------------------------------------------------- learning
+
+typedef struct {    // of a rollout's losses
+    float *kernel;  // [rows][UNITS], only those of the rollout's inputs
+    int *input_of, rows;
+    float bias[UNITS] __attribute__((aligned(64))), heads[HEADS], head_bias[ACTIONS + 1];
+    double scale;  // of the learning rates that they are to be applied with
+} Gradients;
+
+static void new_gradients(Gradients *gradients) {
+    gradients->kernel = new_rows(inputs);
+    gradients->input_of = malloc(inputs * sizeof(int));
+}
 
 // a3c_pong.lambda_returns of the rollout's n steps; rollout[n] is the state after them.
 static void find_returns(const Step *rollout, int n, int terminal, float *returns) {
@@ -265,13 +334,28 @@ static void find_returns(const Step *rollout, int n, int terminal, float *return
     }
 }
 
-// Add a step's gradients of the losses: (G - V) ** 2, and -log p(a) (G - V) - beta * entropy with
-// entropy = -sum p log(p + 1e-5), which is given back.
-static double add_gradients(const Step *step, const Networks *net, float advantage, double beta,
-                            double weight) {
-    const float *p = step->policy, *layer = step->layer;
+// What the actor learns from: by how much returns are better than the critic's values.
+static void find_advantages(const Step *rollout, int n, const float *returns, float *advantages) {
+    static double recent = 1;
+    double mean = 0, square = 0;
+    for (int t = 0; t < n; t++) {
+        advantages[t] = returns[t] - rollout[t].value;
+        mean += advantages[t] / n;
+        square += advantages[t] * advantages[t] / n;
+    }
+    if (option.normalise == 0) return;
+    recent = .99 * recent + .01 * square;
+    if (option.normalise == 2) mean = 0, square = recent;
+    for (int t = 0; t < n; t++)
+        advantages[t] = (advantages[t] - mean) / (sqrt(fmax(0, square - mean * mean)) + 1e-3);
+}
+
+// The losses' gradients by a step's outputs, the value's last: (G - V) ** 2, and
+// -log p(a) advantage - beta * entropy with entropy = -sum p log(p + 1e-5), which is returned.
+static double output_gradients(const Step *step, float td, float advantage, double beta,
+                               float *by_output) {
+    const float *p = step->policy;
     double entropy = 0, mean_slope = 0, slope[ACTIONS];  // of the entropy by each probability
-    float layer_gradient[UNITS] = {0}, by_logit[ACTIONS];
     for (int a = 0; a < ACTIONS; a++) {
         double log_p = log(p[a] + 1e-5);
         entropy -= p[a] * log_p;
@@ -279,39 +363,116 @@ static double add_gradients(const Step *step, const Networks *net, float advanta
         mean_slope += p[a] * slope[a];
     }
     for (int a = 0; a < ACTIONS; a++)
-        by_logit[a] = weight * ((p[a] - (a == step->action)) * advantage -
-                                beta * p[a] * (slope[a] - mean_slope));
-    float by_value = weight * -2 * advantage;
+        by_output[a] = (p[a] - (a == step->action)) * advantage -
+                       beta * p[a] * (slope[a] - mean_slope);
+    by_output[ACTIONS] = -2 * td;
+    return entropy;
+}
 
+// From the gradients by a step's outputs to those of heads and biases, and of the step's layer.
+static void add_head_gradients(const Step *step, const float *heads, const float *by_output,
+                               Gradients *to, float *by_layer) {
+    const float *layer = step->layer;
+    memset(by_layer, 0, UNITS * sizeof(float));
     for (int a = 0; a < ACTIONS; a++) {
-        const float *head = net->heads + a * ACTOR;
-        float *gradient = heads_gradient + a * ACTOR, g = by_logit[a];
+        const float *head = heads + a * ACTOR;
+        float *gradient = to->heads + a * ACTOR, g = by_output[a];
         for (int j = 0; j < ACTOR; j++) {
-            layer_gradient[j] += g * head[j];
+            by_layer[j] += g * head[j];
             gradient[j] += g * layer[j];
         }
-        head_bias_gradient[a] += g;
+        to->head_bias[a] += g;
     }
-    const float *head = net->heads + ACTIONS * ACTOR;
+    const float *head = heads + ACTIONS * ACTOR;
+    float by_value = by_output[ACTIONS];
     for (int j = 0; j < CRITIC; j++) {
-        layer_gradient[ACTOR + j] = by_value * head[j];
-        heads_gradient[ACTIONS * ACTOR + j] += by_value * layer[ACTOR + j];
+        by_layer[ACTOR + j] = by_value * head[j];
+        to->heads[ACTIONS * ACTOR + j] += by_value * layer[ACTOR + j];
     }
-    head_bias_gradient[ACTIONS] += by_value;
+    to->head_bias[ACTIONS] += by_value;
     for (int j = 0; j < UNITS; j++) {
-        if (layer[j] <= 0 || layer[j] >= 6) layer_gradient[j] = 0;
-        bias_gradient[j] += layer_gradient[j];
+        if (layer[j] <= 0 || layer[j] >= 6) by_layer[j] = 0;
+        to->bias[j] += by_layer[j];
     }
-    for (int i = 0; i < step->count; i++) {
-        int input = step->inputs[i];
-        if (slot_of[input] < 0) {
-            memset(kernel_gradient + (size_t)slots * UNITS, 0, UNITS * sizeof(float));
-            input_of[slots] = input;
-            slot_of[input] = slots++;
+}
+
+// From the gradients of the steps' layers to those of the kernel's rows: of an input's row, the sum
+// over the steps that have the input.
+static void find_row_gradients(const Step *rollout, int n, const float *by_layer, Gradients *to) {
+    static int *row_of, *begin, steps[MAX_STEPS * MAX_INPUTS];
+    if (!row_of) {
+        row_of = malloc(inputs * sizeof(int));
+        begin = malloc((inputs + 1) * sizeof(int));
+        for (size_t i = 0; i < inputs; i++) row_of[i] = -1;
+    }
+    to->rows = 0;
+    for (int t = 0; t < n; t++)
+        for (int i = 0; i < rollout[t].count; i++) {
+            int input = rollout[t].inputs[i];
+            if (row_of[input] < 0) {
+                begin[to->rows] = 0;
+                to->input_of[to->rows] = input;
+                row_of[input] = to->rows++;
+            }
+            begin[row_of[input]]++;
         }
-        float *gradient = kernel_gradient + (size_t)slot_of[input] * UNITS;
-        for (int j = 0; j < UNITS; j++) gradient[j] += layer_gradient[j];
+    int sum = 0;
+    for (int row = 0; row < to->rows; row++) begin[row] = sum += begin[row];
+    begin[to->rows] = sum;
+    for (int t = 0; t < n; t++)
+        for (int i = 0; i < rollout[t].count; i++) steps[--begin[row_of[rollout[t].inputs[i]]]] = t;
+    for (int row = 0; row < to->rows; row++) {
+        float *gradient = to->kernel + (size_t)row * UNITS;
+        memset(gradient, 0, UNITS * sizeof(float));
+        add_rows(gradient, by_layer, steps + begin[row], begin[row + 1] - begin[row]);
+        row_of[to->input_of[row]] = -1;
     }
+}
+
+static void scale(float *numbers, size_t n, float factor) {
+    for (size_t i = 0; i < n; i++) numbers[i] *= factor;
+}
+
+static double squared(const float *numbers, size_t n) {
+    float sum = 0;
+    for (size_t i = 0; i < n; i++) sum += numbers[i] * numbers[i];
+    return sum;
+}
+
+// Cut them, all together one vector, to the length option.clip.
+static void clip(Gradients *g) {
+    float *parts[] = {g->kernel, g->bias, g->heads, g->head_bias};
+    size_t sizes[] = {(size_t)g->rows * UNITS, UNITS, HEADS, ACTIONS + 1};
+    double square = 0;
+    for (int i = 0; i < 4; i++) square += squared(parts[i], sizes[i]);
+    if (square <= option.clip * option.clip) return;
+    for (int i = 0; i < 4; i++) scale(parts[i], sizes[i], option.clip / sqrt(square));
+}
+
+static double lost = 1;  // the share of points lost lately
+
+// Compute the gradients of a worker's rollout; the sum of the policy's entropies.
+static double learn(const Worker *worker, double steps_done, Gradients *to) {
+    static float returns[MAX_STEPS], advantages[MAX_STEPS], *by_layer;
+    if (!by_layer) by_layer = new_rows(MAX_STEPS);
+    const Step *rollout = worker->rollout;
+    int n = worker->steps;
+    double beta = option.beta * pow(lost, option.beta_power), entropy = 0;
+    to->scale = option.anneal_steps ? 1 - fmin(1, steps_done / option.anneal_steps) : 1;
+    to->scale *= pow(fmax(.01, lost), option.rate_power);
+    memset(to->bias, 0, sizeof to->bias);
+    memset(to->heads, 0, sizeof to->heads);
+    memset(to->head_bias, 0, sizeof to->head_bias);
+    find_returns(rollout, n, worker->terminal, returns);
+    find_advantages(rollout, n, returns, advantages);
+    for (int t = 0; t < n; t++) {
+        float by_output[ACTIONS + 1], td = returns[t] - rollout[t].value;
+        entropy += output_gradients(&rollout[t], td, advantages[t], beta, by_output);
+        if (option.mean) scale(by_output, ACTIONS + 1, 1.f / n);
+        add_head_gradients(&rollout[t], worker->heads, by_output, to, by_layer + t * UNITS);
+    }
+    find_row_gradients(rollout, n, by_layer, to);
+    if (option.clip > 0) clip(to);
     return entropy;
 }
 
@@ -326,91 +487,70 @@ static void rmsprop(float *weights, float *mean_squares, const float *gradients,
     }
 }
 
-static double lost = 1;  // the share of points lost lately
+// Let a moving mean come nearer to weights that have been the same for a while.
+static void average(float *mean, const float *weights, int n, double times) {
+    float old = pow(option.average, times);
+    for (int i = 0; i < n; i++) mean[i] = weights[i] + old * (mean[i] - weights[i]);
+}
 
-// Learn from the n steps of a rollout; the sum of the policy's entropies.
-static double update(const Step *rollout, int n, const Networks *net, int terminal,
-                     double steps_done) {
-    static float returns[MAX_STEPS];
-    double beta = option.beta * pow(lost, option.beta_power), entropy = 0;
-    double left = option.anneal_steps ? 1 - fmin(1, steps_done / option.anneal_steps) : 1;
-    memset(bias_gradient, 0, sizeof bias_gradient);
-    memset(heads_gradient, 0, sizeof heads_gradient);
-    memset(head_bias_gradient, 0, sizeof head_bias_gradient);
-    find_returns(rollout, n, terminal, returns);
-    for (int t = 0; t < n; t++)
-        entropy += add_gradients(&rollout[t], net, returns[t] - rollout[t].value, beta,
-                                 option.mean ? 1.0 / n : 1);
+static void average_all(void) {
+    for (size_t i = 0; i < inputs; i++)
+        average(averaged.kernel + i * UNITS, global.kernel + i * UNITS, UNITS,
+                updates + 1 - touched_by[i]);
+}
 
-    float actor = option.lr_actor * left, critic = option.lr_critic * left;
-    updates++;
-    for (int i = 0; i < slots; i++) {
-        int input = input_of[i];
-        float *row = global.kernel + (size_t)input * UNITS, *gradient = kernel_gradient + i * UNITS;
-        float *mean_squares = squares.kernel + (size_t)input * UNITS;
-        float missed = powf(option.rmsprop_decay, updates - 1 - touched_by[input]);
-        touched_by[input] = updates;
-        slot_of[input] = -1;
-        rmsprop(row, mean_squares, gradient, ACTOR, actor, missed);
-        rmsprop(row + ACTOR, mean_squares + ACTOR, gradient + ACTOR, CRITIC, critic, missed);
-    }
-    slots = 0;
-    int a = ACTOR, h = ACTIONS * ACTOR, o = ACTIONS;  // where the critic's begin
+// Update the global networks by gradients.
+static void push(const Gradients *from) {
     Networks *g = &global, *s = &squares;
-    rmsprop(g->bias, s->bias, bias_gradient, a, actor, 1);
-    rmsprop(g->bias + a, s->bias + a, bias_gradient + a, CRITIC, critic, 1);
-    rmsprop(g->heads, s->heads, heads_gradient, h, actor, 1);
-    rmsprop(g->heads + h, s->heads + h, heads_gradient + h, CRITIC, critic, 1);
-    rmsprop(g->head_bias, s->head_bias, head_bias_gradient, o, actor, 1);
-    rmsprop(g->head_bias + o, s->head_bias + o, head_bias_gradient + o, 1, critic, 1);
-    return entropy;
+    float actor = option.lr_actor * from->scale, critic = option.lr_critic * from->scale;
+    updates++;
+    for (int i = 0; i < from->rows; i++) {
+        int input = from->input_of[i];
+        size_t at = (size_t)input * UNITS;
+        const float *gradient = from->kernel + (size_t)i * UNITS;
+        float missed = powf(option.rmsprop_decay, updates - 1 - touched_by[input]);
+        if (option.average)
+            average(averaged.kernel + at, g->kernel + at, UNITS, updates - touched_by[input]);
+        touched_by[input] = updates;
+        rmsprop(g->kernel + at, s->kernel + at, gradient, ACTOR, actor, missed);
+        at += ACTOR, gradient += ACTOR;
+        rmsprop(g->kernel + at, s->kernel + at, gradient, CRITIC, critic, missed);
+    }
+    int a = ACTOR, h = ACTIONS * ACTOR, o = ACTIONS;  // where the critic's begin
+    rmsprop(g->bias, s->bias, from->bias, a, actor, 1);
+    rmsprop(g->bias + a, s->bias + a, from->bias + a, CRITIC, critic, 1);
+    rmsprop(g->heads, s->heads, from->heads, h, actor, 1);
+    rmsprop(g->heads + h, s->heads + h, from->heads + h, CRITIC, critic, 1);
+    rmsprop(g->head_bias, s->head_bias, from->head_bias, o, actor, 1);
+    rmsprop(g->head_bias + o, s->head_bias + o, from->head_bias + o, 1, critic, 1);
+    if (option.average) {
+        average(averaged.bias, g->bias, UNITS, 1);
+        average(averaged.heads, g->heads, HEADS, 1);
+        average(averaged.head_bias, g->head_bias, ACTIONS + 1, 1);
+    }
 }
 
 // --------------------------------------------------------------------------------------- the run
 
-static void evaluate(const char *how, int (*choose)(const Step *)) {
+static void evaluate(const char *how, int (*choose)(const Step *), const Networks *net) {
     static Game game;
     static Step step;
     double sum = 0, sum_of_squares = 0;
-    int wins = 0, games = option.eval;
+    int worst = 21, lost_games = 0, games = option.eval;
     for (int i = 0; i < games; i++) {
         new_game(&game);
         for (int steps = 0; !game.over && steps < 40000; steps++) {
-            look(&step, &game, &global);
+            look(&step, &game, net);
             play(&game, choose(&step));
         }
-        sum += game.score, wins += game.score > 0;
+        sum += game.score, lost_games += game.score <= 0;
         sum_of_squares += game.score * game.score;
+        if (game.score < worst) worst = game.score;
     }
     double mean = sum / games;
     double deviation = sqrt(fmax(0, sum_of_squares / games - mean * mean));
-    printf("%s: mean %.2f, standard deviation %.1f, %d wins of %d\n", how, mean, deviation, wins,
-           games);
-}
-
-typedef struct {
-    Game game;
-    Networks local;
-    Step rollout[MAX_STEPS + 1];
-} Worker;
-
-// A worker's turn: play to its next multiple of steps_per_update or to the game's end, learn from
-// it, pull; how many steps it was.
-static int turn(Worker *worker, double steps_before, double *entropy) {
-    Game *game = &worker->game;
-    int period = option.steps_per_update, n = 0;
-    int most = period - game->total_steps % period;
-    for (; n < most && !game->over; n++) {
-        Step *step = &worker->rollout[n];
-        look(step, game, &worker->local);
-        step->action = sampled(step);
-        step->reward = play(game, step->action);
-    }
-    game->total_steps += n;
-    look(&worker->rollout[n], game, &worker->local);
-    *entropy += update(worker->rollout, n, &worker->local, game->over, steps_before + n);
-    pull(&worker->local);
-    return n;
+    printf("%s: %.2f %d, standard deviation %.1f, %d of %d not won\n", how, mean, worst, deviation,
+           lost_games, games);
 }
 
 int main(int count, char **arguments) {
@@ -443,23 +583,33 @@ int main(int count, char **arguments) {
         fprintf(stderr, "a3c: no state of such networks: %s\n", from);
         return 2;
     }
-    Worker *workers = calloc(option.workers, sizeof(Worker));
-    for (int i = 0; i < option.workers; i++) {
+    if (option.average) copy_networks(&averaged, &global);
+    if (option.steps <= steps_before) return 0;
+    int count_of_workers = option.workers, lag = fmin(option.lag, count_of_workers - 1);
+    Worker *workers = new_workers(count_of_workers);
+    Gradients *pending = zeros(lag + 1, sizeof(Gradients));
+    for (int i = 0; i <= lag; i++) new_gradients(&pending[i]);
+    for (int i = 0; i < count_of_workers; i++) {
         new_game(&workers[i].game);
-        pull(&workers[i].local);
+        play_rollout(&workers[i]);
     }
     double done = steps_before, entropy = 0, since = 0, score = 0;
     double next_line = (floor(done / option.every) + 1) * option.every;
     int games = 0;
     for (long i = 0; done < option.steps; i++) {
-        Worker *worker = &workers[i % (int)option.workers];
-        Game *game = &worker->game;
-        int n = turn(worker, done, &entropy);
-        done += n, since += n;
-        if (game->over) {
-            score = games++ ? .99 * score + .01 * game->score : game->score;
-            lost = .9 * lost + .1 * (21 - game->score) / 42;
-            new_game(game);
+        Worker *worker = &workers[i % count_of_workers];
+        int steps = worker->steps, over = worker->game.over, game_score = worker->game.score;
+        if (option.pull) pull(worker);
+        entropy += learn(worker, done, &pending[i % (lag + 1)]);
+        if (option.pull) play_rollout(worker);
+        if (i >= lag) {
+            push(&pending[(i - lag) % (lag + 1)]);
+            if (!option.pull) play_rollout(&workers[(i - lag) % count_of_workers]);
+        }
+        done += steps, since += steps;
+        if (over) {
+            score = games++ ? .99 * score + .01 * game_score : game_score;
+            lost = .9 * lost + .1 * (21 - game_score) / 42;
         }
         if (done >= next_line || done >= option.steps) {
             printf("%.0f %.3f %.3f %d\n", done, score, entropy / since, games);
@@ -467,6 +617,10 @@ int main(int count, char **arguments) {
             next_line += option.every, entropy = since = 0;
         }
     }
-    if (option.eval > 0) evaluate("sampled", sampled), evaluate("greedy", greedy);
+    if (option.average) average_all();
+    if (option.eval > 0) {
+        evaluate("sampled", sampled, option.average ? &averaged : &global);
+        evaluate("greedy", greedy, option.average ? &averaged : &global);
+    }
     return 0;
 }

@@ -4,10 +4,11 @@
 
 Each quoted string is what differs from the preset, "name=number name=number"; "" is the preset
 itself. The names are in OPTIONS of a3c.c. The game and the learner are built first where need be,
-which takes gcc. A run is one thread; a row is added to RESULT.csv when it ends, in the format of
-results/search-lost.csv: the moving true score by million steps, and when it was first above 0.
-With `--from RUN`, a run's folder or one of its checkpoints, the learner goes on from where the
-program was there, steps counted on, with new games.
+which takes gcc. A run is one thread; a row is added to RESULT.csv when it ends: the moving true
+score by million steps, and when it was first above 0 and above 18. With "eval=100" the row also has
+the mean and the worst score of 100 games at the end, with sampled and with greedy actions. With
+`--from RUN`, a run's folder or one of its checkpoints, the learner goes on from where the program
+was there, steps counted on, with new games.
 """
 
 import argparse
@@ -29,10 +30,11 @@ from runtime import checkpoints  # noqa: E402
 
 COMPILE = ["gcc", "-std=gnu11", "-O3", "-march=native", "-ffast-math"]
 MARKS = (1, 2, 3, 4, 5, 6, 8, 10)  # million steps
-COLUMNS = ["steps_per_update", "other", "anneal_steps_M", "seed",
-           *(f"score_at_{mark}M" for mark in MARKS), "above_0_at_M", "last_step_M", "last_score",
-           "last_entropy"]  # fmt: skip
-OWN_COLUMNS = ("steps_per_update", "anneal_steps")
+COLUMNS = ["workers", "steps_per_update", "other", "seed",
+           *(f"score_at_{mark}M" for mark in MARKS), "above_0_at_M", "above_18_at_M",
+           "last_step_M", "last_score", "last_entropy",
+           "sampled", "sampled_worst", "greedy", "greedy_worst"]  # fmt: skip
+OWN_COLUMNS = ("workers", "steps_per_update")
 
 
 def fail(message):
@@ -96,25 +98,27 @@ def write_state(where, path):
     return f"{found.resolve().parent.parent.name}/{found.stem}", about["agent_steps"]
 
 
-def row(text, seed, printed, name="", steps=0):
+def row(text, seed, printed, played, name="", steps=0):
     """A run's row of the table.
 
     Args:
         text, seed: what it was given.
         printed: its lines, lists of steps, score, entropy, games.
+        played: "sampled" and "greedy" -> (mean, worst) score at the end, or nothing.
         name, steps: of the checkpoint it went on from, if any.
     """
     given = dict(setting.split("=") for setting in text.split())
     values = defaults() | given
-    annealed = f"{float(values['anneal_steps']) / 1e6:g}"
     others = [s for s in text.split() if s.split("=")[0] not in OWN_COLUMNS]
     other = " ".join([f"from={name}", *others] if name else others)
     at = [next((f"{s:.1f}" for t, s, *_ in printed if t >= mark * 1e6 > steps), "")
           for mark in MARKS]  # fmt: skip
-    above = next((f"{t / 1e6:.2f}" for t, s, *_ in printed if s > 0), "")
+    above = [next((f"{t / 1e6:.2f}" for t, s, *_ in printed if s > mark), "") for mark in (0, 18)]
     steps, score, entropy, _ = printed[-1]
     last = [f"{steps / 1e6:.1f}", f"{score:.1f}", f"{entropy:.2f}"]
-    return [values["steps_per_update"], other, annealed, seed, *at, above, *last]
+    own = [values[name] for name in OWN_COLUMNS]
+    games = [number for how in ("sampled", "greedy") for number in played.get(how, ("", ""))]
+    return [*own, other, seed, *at, *above, *last, *games]
 
 
 def play(learner, text, seed, steps, start):
@@ -128,7 +132,9 @@ def play(learner, text, seed, steps, start):
     command = [*learner, *text.split(), f"seed={seed}", f"steps={steps:.0f}"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     printed = [[float(x) for x in line.split()] for line in output if ":" not in line]
-    return row(text, seed, printed, *start), [line for line in output if ":" in line]
+    lines = [line for line in output if ":" in line]
+    played = {line.split(":")[0]: line.replace(",", "").split()[1:3] for line in lines}
+    return row(text, seed, printed, played, *start), lines
 
 
 def parse(arguments):
@@ -210,7 +216,8 @@ def search(command, learner, start):
                     continue
                 table.writerow(values)
                 file.flush()
-                print("\n  ".join([f"{runs[run]}: {values[-2]}", *lines]), flush=True)
+                score = values[COLUMNS.index("last_score")]
+                print("\n  ".join([f"{runs[run]}: {score}", *lines]), flush=True)
         except KeyboardInterrupt:
             failed = 130  # the runs had the signal, too
         pool.shutdown(cancel_futures=True)

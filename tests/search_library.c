@@ -4,7 +4,8 @@
 #include "a3c.c"
 
 static Pong pong;
-static Worker workers[2];
+static Worker *workers;
+static Gradients gradients[2];
 
 void reset(void) { pong_reset(&pong); }
 int act(int action) { return pong_act(&pong, action); }
@@ -19,18 +20,30 @@ static float *numbers(Networks *net, int which) {
 float *weights(int which) { return numbers(&global, which); }
 float *mean_squares(int which) { return numbers(&squares, which); }
 void lose(double share) { lost = share; }
-void build_networks(void) { new_networks(); }
+void build_networks(void) {
+    new_networks();
+    workers = new_workers(2);
+    for (int i = 0; i < 2; i++) new_gradients(&gradients[i]);
+}
 long *touched(void) { return touched_by; }
 int read_from(const char *path, long *steps) { return read_state(path, steps); }
-void pull_global(int worker) { pull(&workers[worker].local); }
+
+// What play_rollout does, with a rollout that has been played elsewhere.
 void put_step(int worker, int t, int count, const int *active, int action, float reward) {
     Step *step = &workers[worker].rollout[t];
     step->count = count;
     memcpy(step->inputs, active, count * sizeof *active);
     step->action = action;
     step->reward = reward;
-    forward(step, &workers[worker].local);
+    forward(step, &global);
 }
-void learn(int worker, int n, int terminal, double steps_done) {
-    update(workers[worker].rollout, n, &workers[worker].local, terminal, steps_done);
+void end_rollout(int worker, int n, int terminal) {
+    workers[worker].steps = n;
+    workers[worker].terminal = terminal;
+    memcpy(workers[worker].heads, global.heads, sizeof global.heads);
 }
+void pull_global(int worker) { pull(&workers[worker]); }
+void find_gradients(int worker, double steps_done) {
+    learn(&workers[worker], steps_done, &gradients[worker]);
+}
+void update_global(int worker) { push(&gradients[worker]); }

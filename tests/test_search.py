@@ -51,7 +51,7 @@ def library(built, tmp_path):
     library.lose.argtypes = [ctypes.c_double]
     whole = ctypes.c_int
     library.put_step.argtypes = [*[whole] * 3, ctypes.c_void_p, whole, ctypes.c_float]
-    library.learn.argtypes = [*[whole] * 3, ctypes.c_double]
+    library.find_gradients.argtypes = [whole, ctypes.c_double]
     return library
 
 
@@ -205,7 +205,7 @@ def played_rollouts(settings):
 
 
 class Real:
-    """The real global network, and two workers', each pulled after its own updates."""
+    """The real global network, and two workers' local ones."""
 
     def __init__(self, tf, settings):
         self.settings, inputs = settings, settings.frames * INPUT_SIZE
@@ -221,10 +221,11 @@ class Real:
         kernel.load(4 * self.session.run(kernel), self.session)
         shapes = (inputs, 300), (300,), (300, 6), (6,)
         self.policy = pong_actor.PolicyWeights(*(np.zeros(n, np.float32) for n in shapes))
-        for local in self.locals:
-            local.pull_global(self.policy)
 
-    def learn(self, worker, rollout, steps_done, lost):
+    def pull_global(self, worker):
+        self.locals[worker].pull_global(self.policy)
+
+    def update_global(self, worker, rollout, steps_done, lost, rate_power=0.0):
         local = self.locals[worker]
         run = a3c_pong.Run(self.settings)
         run.agent_steps, run.lost = steps_done, lost
@@ -232,8 +233,8 @@ class Real:
         ends = [self.settings.cut_at_points and reward != 0 for reward in rewards]
         ends[-1] = ends[-1] or rollout.terminal
         returns = a3c_pong.lambda_returns(rewards, ends, self.settings.gamma, local.lambda_)
-        local.update_global(rollout, *returns, annealed=run.annealed(), beta=run.beta())
-        local.pull_global(self.policy)
+        annealed = 1 - (1 - run.annealed()) * lost**rate_power
+        local.update_global(rollout, *returns, annealed=annealed, beta=run.beta())
 
     def weights(self):
         """In the compiled learner's order: kernel, biases, actor's and critic's heads."""
@@ -248,51 +249,78 @@ class Real:
         ]
 
 
+class Ours:
+    """The compiled learner with the same weights, and two workers who have pulled them."""
+
+    def __init__(self, library, settings, others, weights):
+        """others: name -> number, further options."""
+        self.library = library
+        same = settings.keys() - {"loss", "max_steps"}
+        options = {name: settings[name] or 0 for name in same} | others
+        for name, value in (options | {"mean": settings["loss"] == "mean"}).items():
+            assert library.set(name.encode(), value), name
+        library.build_networks()
+        self.weights = [
+            np.ctypeslib.as_array(library.weights(i), array.shape)
+            for i, array in enumerate(weights)
+        ]
+        for mine, array in zip(self.weights, weights):
+            mine[...] = array
+
+    def play(self, worker, rollout):
+        """Have a worker play a rollout with the weights as they are."""
+        steps = len(rollout.actions)
+        for t, state in enumerate(rollout.states):
+            inputs = rollout.rows[state > 0].astype(np.int32)
+            what = (rollout.actions[t], rollout.rewards[t]) if t < steps else (0, 0)
+            self.library.put_step(worker, t, len(inputs), inputs.ctypes.data, *what)
+        self.library.end_rollout(worker, steps, rollout.terminal)
+
+
 OTHERS = dict(
     frames=1, steps_per_update=50, cut_at_points=False, lost_game_reward=-20,
     gamma=0.9, gae_lambda=1.0, loss="mean", beta_power=0.5, anneal_steps=50_000_000,
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("pull, lag", [("after", 0), ("before", 0), ("before", 1)])
 @pytest.mark.parametrize("others", [{}, OTHERS], ids=["preset", "others"])
-def test_the_compiled_learner_s_weights_are_a3c_pong_s(tf, library, others):
+def test_the_compiled_learner_s_weights_are_a3c_pong_s(tf, library, others, pull, lag):
     """After every update of a game, to 1e-6, by two workers who take turns.
 
     The weights are some 0.1, of which float32 rounds off 1e-8, and an update moves them by up to
     1e-3. What may differ is the order of sums over 240 steps: 3e-8 where this was written.
     """
-    settings = a3c_pong.Settings(**PRESETS["rally"] | others)
-    for name, value in others.items():
-        name, value = ("mean", value == "mean") if name == "loss" else (name, value or 0)
-        assert library.set(name.encode(), value)
-    library.build_networks()
-    real = Real(tf, settings)
+    settings = PRESETS["rally"] | others
+    rate_power = 0.5 if others else 0.0
+    real = Real(tf, a3c_pong.Settings(**settings))
     before = real.weights()
-    ours = [
-        np.ctypeslib.as_array(library.weights(i), weights.shape) for i, weights in enumerate(before)
-    ]
-    for mine, weights in zip(ours, before):
-        mine[...] = weights
-    for worker in (0, 1):
-        library.pull_global(worker)
-    steps_done, rollouts = 0, played_rollouts(settings)
+    ours = Ours(library, settings, {"rate_power": rate_power}, before)
+    rollouts = played_rollouts(real.settings)
     assert sum(np.any(rollout.rewards) for rollout in rollouts) > 3
+    for worker in (0, 1):
+        real.pull_global(worker)
+        ours.play(worker, rollouts[worker])
+    computed = []
     for number, rollout in enumerate(rollouts):
-        worker, lost = number % 2, 1 / (1 + number)
-        real.learn(worker, rollout, steps_done, lost)
-        steps = len(rollout.actions)
-        for t, state in enumerate(rollout.states):
-            inputs = rollout.rows[state > 0].astype(np.int32)
-            last = t == steps
-            what = (0, 0) if last else (rollout.actions[t], rollout.rewards[t])
-            library.put_step(worker, t, len(inputs), inputs.ctypes.data, *what)
+        worker, steps_done, lost = number % 2, number * 1_000_000, 1 / (1 + number)
+        if pull == "before":
+            real.pull_global(worker)
+            library.pull_global(worker)
         library.lose(lost)
-        library.learn(worker, steps, rollout.terminal, steps_done)
-        library.pull_global(worker)
-        for mine, weights in zip(ours, real.weights()):
-            np.testing.assert_allclose(mine, weights, rtol=0, atol=1e-6)
-        steps_done += 1_000_000
-    for mine, weights in zip(ours, before):
+        library.find_gradients(worker, steps_done)
+        computed.append((worker, rollout, steps_done, lost, rate_power))
+        if len(computed) > lag:  # the other worker's update comes in between
+            worker, *what = computed.pop(0)
+            real.update_global(worker, *what)
+            library.update_global(worker)
+            for mine, weights in zip(ours.weights, real.weights()):
+                np.testing.assert_allclose(mine, weights, rtol=0, atol=1e-6)
+            if pull == "after":
+                real.pull_global(worker)
+            if number + 2 - lag < len(rollouts):
+                ours.play(worker, rollouts[number + 2 - lag])
+    for mine, weights in zip(ours.weights, before):
         assert np.abs(mine - weights).max() > 1e-3
 
 
@@ -303,20 +331,39 @@ def run(built):
     return lambda *arguments: subprocess.run([*command, *arguments], capture_output=True, text=True)
 
 
-def test_runs_make_a_table_like_the_one_in_results(run, tmp_path):
+def test_runs_make_a_table(run, tmp_path):
     result = tmp_path / "result.csv"
     options = "--seeds", "1-2", "--steps", "1e4"
-    done = run(result, *options, "--", "", "steps_per_update=20 frames=1")
+    done = run(result, *options, "--", "",
+               "workers=16 steps_per_update=20 frames=1 eval=3")  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
-    columns, *rows = csv.reader(result.open())
-    assert columns == next(csv.reader((ROOT / "results/search-lost.csv").open()))
-    assert sorted(row[:4] for row in rows) == [
-        ["120", "", "0", "1"], ["120", "", "0", "2"],
-        ["20", "frames=1", "0", "1"], ["20", "frames=1", "0", "2"],
+    rows = list(csv.DictReader(result.open()))
+    names = "workers", "steps_per_update", "other", "seed"
+    assert sorted([row[name] for name in names] for row in rows) == [
+        ["16", "20", "frames=1 eval=3", "1"], ["16", "20", "frames=1 eval=3", "2"],
+        ["2", "120", "", "1"], ["2", "120", "", "2"],
     ]  # fmt: skip
+    for row in rows:
+        played = [row[f"{how}{what}"] for how in ("sampled", "greedy") for what in ("", "_worst")]
+        if not row["other"]:
+            assert played == [""] * 4
+        else:
+            mean, worst, greedy_mean, greedy_worst = map(float, played)
+            assert -21 <= worst <= mean <= 21 and -21 <= greedy_worst <= greedy_mean <= 21
     run(result, *options)  # a seed gives the same run again
-    again = list(csv.reader(result.open()))[5:]
-    assert sorted(again) == sorted(row for row in rows if row[0] == "120")
+    again = list(csv.DictReader(result.open()))[4:]
+    assert sorted(again, key=str) == sorted((row for row in rows if not row["other"]), key=str)
+
+
+def test_a_row_says_when_a_score_was_passed_first(monkeypatch):
+    monkeypatch.syspath_prepend(SEARCH)
+    module = importlib.import_module("run")
+    scores = {0.5: -21, 1.0: -3, 1.5: 1, 2.0: -1, 2.5: 17.9, 3.0: 18.1, 3.5: 17}
+    printed = [[1e6 * million, score, 1.5, 9] for million, score in scores.items()]
+    row = dict(zip(module.COLUMNS, module.row("workers=8", 3, printed, {})))
+    assert (row["above_0_at_M"], row["above_18_at_M"]) == ("1.50", "3.00")
+    assert (row["score_at_1M"], row["score_at_3M"], row["score_at_4M"]) == ("-3.0", "18.1", "")
+    assert (row["workers"], row["seed"], row["last_score"]) == ("8", 3, "17.0")
 
 
 @pytest.mark.slow
