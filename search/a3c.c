@@ -1,8 +1,9 @@
 // The learner of `a3c_pong.py --preset rally`, written again beside Pong's compiled game (pong.h).
 //
-//     a3c [name=number ...] [from=FILE]
+//     a3c [name=number ...] [from=FILE] [epsilons=NUMBER,...]
 //
-// The names are OPTIONS below, most of them those of settings.py; FILE is a state that run.py wrote.
+// The names are OPTIONS below, most of them those of settings.py; FILE is a state that run.py wrote;
+// the epsilons are what the workers' end with, in turn, where they are not to be drawn.
 //
 // Workers take turns. A worker's copy of the weights does two things: the worker plays its next
 // rollout with it, and the gradients are computed from it. So the worker plays that rollout at the
@@ -21,7 +22,9 @@
 
 // name, default: the preset's. 0 is never for anneal_steps, none for lost_game_reward; mean says
 // whether the loss is the rollout's mean, 0 its sum. `eval` games are played at the end, with
-// sampled and with greedy actions.
+// sampled and with greedy actions (Q methods: only greedy), and also every `eval_every` steps.
+//
+// method: 0 a3c, 1 one-step Q, 2 one-step SARSA, 3 n-step Q.
 //
 // pull: 0, the chapter's, after a worker's update; 1: before the update, and not after it. lag: how
 // many other workers' updates come between a worker's gradients and its update, as other threads'
@@ -34,8 +37,9 @@
     X(gamma, 1) X(gae_lambda, .95) X(cut_at_points, 1)                                        \
     X(lost_game_reward, 0) X(mean, 0) X(beta, .02) X(beta_power, 3) X(lr_actor, 5e-4)         \
     X(lr_critic, 2e-3) X(anneal_steps, 0) X(rmsprop_decay, .975) X(rmsprop_epsilon, 5e-5)     \
+    X(method, 0) X(lr_q, 1e-4) X(target_steps, 10e3) X(epsilon_frames, 4e6)                   \
     X(pull, 0) X(lag, 0) X(rate_power, 0) X(clip, 0) X(normalise, 0) X(average, 0)            \
-    X(every, 50e3) X(eval, 0)
+    X(every, 50e3) X(eval, 0) X(eval_every, 0)
 static struct {
 #define DECLARE(name, value) double name;
     OPTIONS(DECLARE)
@@ -53,6 +57,7 @@ static int set_option(const char *name, double number) {
     return 0;
 }
 
+enum { A3C, ONE_STEP_Q, ONE_STEP_SARSA, N_STEP_Q };  // of the methods' network, see `forward`
 enum { ACTOR = 300, CRITIC = 100, UNITS = ACTOR + CRITIC, ACTIONS = 6 };
 enum { HEADS = ACTIONS * ACTOR + CRITIC };  // weights of the actor's six outputs, then the critic's
 enum { INPUT_SIZE = 80 * 80, MAX_FRAMES = 3, MAX_STEPS = 2000 };
@@ -139,7 +144,9 @@ static int play(Game *game, int action) {
 
 typedef struct {  // a state, what the networks make of it, and what was done
     int count, inputs[MAX_INPUTS];
-    float layer[UNITS] __attribute__((aligned(64))), policy[ACTIONS], value;
+    float layer[UNITS] __attribute__((aligned(64)));
+    float policy[ACTIONS];  // of a Q method: Q
+    float value;            // of a Q method: the target network's Q of what follows
     int action;
     float reward;
 } Step;
@@ -151,8 +158,9 @@ typedef struct {    // weights of both networks
 
 // RMSProp's mean squares, of which the kernel's are decayed when their row is met again; and a
 // moving mean of the weights, of which a row is brought up to date when the row changes.
-static Networks global, squares, averaged;
-static long updates, *touched_by;  // an input -> the last update that had it
+static Networks global, squares, averaged, target;
+static long updates;
+static long *touched_by, *averaged_by;  // an input -> the last update that had it, or is in its mean
 static size_t inputs;
 
 // Zeros in memory that add_rows can read a vector at a time.
@@ -169,6 +177,7 @@ static void new_networks(void) {
     global.kernel = new_rows(inputs);
     squares.kernel = new_rows(inputs);
     touched_by = calloc(inputs, sizeof(long));
+    averaged_by = calloc(inputs, sizeof(long));
     for (size_t i = 0; i < size; i++) global.kernel[i] = .1 * normal(), squares.kernel[i] = 1;
     for (int i = 0; i < HEADS; i++) {
         global.heads[i] = .1 * normal();
@@ -209,7 +218,8 @@ static void copy_networks(Networks *to, const Networks *from) {
 static void add_rows(float *sum, const float *rows, const int *numbers, int count) {
     typedef float Vector __attribute__((vector_size(64), may_alias));
     enum { PIECE = 5, PIECES = UNITS / 16 / PIECE };
-    for (int piece = 0; piece < PIECES; piece++) {
+    int pieces = option.method == A3C ? PIECES : (ACTOR - 1) / 16 / PIECE + 1;
+    for (int piece = 0; piece < pieces; piece++) {
         Vector *to = (Vector *)sum + PIECE * piece;
         Vector a = to[0], b = to[1], c = to[2], d = to[3], e = to[4];
         for (int i = 0; i < count; i++) {
@@ -221,6 +231,7 @@ static void add_rows(float *sum, const float *rows, const int *numbers, int coun
     }
 }
 
+// A Q method has the actor's network alone, whose outputs are Q.
 static void forward(Step *step, const Networks *net) {
     float *layer = step->layer, highest = -1e30f, sum = 0;
     memcpy(layer, net->bias, sizeof net->bias);
@@ -235,6 +246,7 @@ static void forward(Step *step, const Networks *net) {
         step->policy[a] = logit;
         if (logit > highest) highest = logit;
     }
+    if (option.method != A3C) return;
     for (int a = 0; a < ACTIONS; a++) sum += step->policy[a] = expf(step->policy[a] - highest);
     for (int a = 0; a < ACTIONS; a++) step->policy[a] /= sum;
     float value = net->head_bias[ACTIONS];
@@ -256,6 +268,7 @@ static int sampled(const Step *step) {
     return ACTIONS - 1;
 }
 
+// The best action; the first of several.
 static int greedy(const Step *step) {
     int best = 0;
     for (int a = 1; a < ACTIONS; a++)
@@ -270,6 +283,7 @@ typedef struct {
     Step *rollout;  // played, and not yet learned from; the last is the state after it
     int steps, terminal;
     float heads[HEADS];  // of the worker's copy of the weights
+    double epsilon;      // what the probability of a random action ends with
 } Worker;
 
 static Worker *new_workers(int count) {
@@ -286,21 +300,38 @@ static void pull(Worker *worker) {
     for (int t = 0; t <= worker->steps; t++) forward(&worker->rollout[t], &global);
 }
 
+// The probability of a random action: it falls from 1, and a step is 3 frames in the mean.
+static double epsilon_at(const Worker *worker, double steps_done) {
+    double left = fmax(0, 1 - steps_done / (option.epsilon_frames / 3));
+    return worker->epsilon + (1 - worker->epsilon) * left;
+}
+
+static int chosen(const Step *step, double epsilon) {
+    if (option.method == A3C) return sampled(step);
+    return uniform() < epsilon ? (int)(random_bits() % ACTIONS) : greedy(step);
+}
+
 // Play with the global weights, which the worker has just pulled, to the worker's next multiple of
 // steps_per_update or to the game's end.
-static void play_rollout(Worker *worker) {
+static void play_rollout(Worker *worker, double steps_done) {
     Game *game = &worker->game;
+    double epsilon = epsilon_at(worker, steps_done);
+    int ahead = option.method == ONE_STEP_SARSA && !game->over && game->total_steps > 0;
+    int next_action = ahead ? worker->rollout[worker->steps].action : -1;
     if (game->over) new_game(game);
     int period = option.steps_per_update, n = 0;
     int most = period - game->total_steps % period;
     for (; n < most && !game->over; n++) {
         Step *step = &worker->rollout[n];
         look(step, game, &global);
-        step->action = sampled(step);
+        step->action = next_action >= 0 ? next_action : chosen(step, epsilon);
+        next_action = -1;
         step->reward = play(game, step->action);
     }
     game->total_steps += n;
     look(&worker->rollout[n], game, &global);
+    if (option.method == ONE_STEP_SARSA)
+        worker->rollout[n].action = chosen(&worker->rollout[n], epsilon);
     worker->steps = n, worker->terminal = game->over;
     memcpy(worker->heads, global.heads, sizeof global.heads);
 }
@@ -319,15 +350,40 @@ static void new_gradients(Gradients *gradients) {
     gradients->input_of = malloc(inputs * sizeof(int));
 }
 
+// Make the target network a copy of the global one, again where its rows have changed.
+static void refresh_target(void) {
+    static long refreshed;
+    if (!target.kernel) copy_networks(&target, &global);
+    for (size_t i = 0; i < inputs; i++)
+        if (touched_by[i] > refreshed)
+            memcpy(target.kernel + i * UNITS, global.kernel + i * UNITS, UNITS * sizeof(float));
+    memcpy(target.bias, global.bias, sizeof global.bias);
+    memcpy(target.heads, global.heads, sizeof global.heads);
+    memcpy(target.head_bias, global.head_bias, sizeof global.head_bias);
+    refreshed = updates;
+}
+
+// What the target network says of the states that returns are to end with; n-step Q: of the last.
+static void find_target_values(Step *rollout, int n) {
+    static Step copy;
+    for (int t = option.method == N_STEP_Q ? n : 1; t <= n; t++) {
+        copy = rollout[t];
+        forward(&copy, &target);
+        int action = option.method == ONE_STEP_SARSA ? copy.action : greedy(&copy);
+        rollout[t].value = copy.policy[action];
+    }
+}
+
 // a3c_pong.lambda_returns of the rollout's n steps; rollout[n] is the state after them.
 static void find_returns(const Step *rollout, int n, int terminal, float *returns) {
+    double of_method[] = {option.gae_lambda, 0, 0, 1};
     float next = 0;
     for (int t = n - 1; t >= 0; t--) {
         int last = t == n - 1;
         float reward = rollout[t].reward;
         if (last && terminal && reward <= 0 && option.lost_game_reward != 0)
             reward = option.lost_game_reward;
-        double lambda = last ? 0 : option.gae_lambda;
+        double lambda = last ? 0 : of_method[(int)option.method];
         double ahead = (1 - lambda) * rollout[t + 1].value + lambda * next;
         int end = (option.cut_at_points && reward != 0) || (last && terminal);
         returns[t] = next = end ? reward : reward + option.gamma * ahead;
@@ -367,6 +423,12 @@ static double output_gradients(const Step *step, float td, float advantage, doub
                        beta * p[a] * (slope[a] - mean_slope);
     by_output[ACTIONS] = -2 * td;
     return entropy;
+}
+
+// The same for a Q method: (y - Q(s, a)) ** 2.
+static void q_gradients(const Step *step, float y, float *by_output) {
+    memset(by_output, 0, (ACTIONS + 1) * sizeof(float));
+    by_output[step->action] = -2 * (y - step->policy[step->action]);
 }
 
 // From the gradients by a step's outputs to those of heads and biases, and of the step's layer.
@@ -452,10 +514,10 @@ static void clip(Gradients *g) {
 static double lost = 1;  // the share of points lost lately
 
 // Compute the gradients of a worker's rollout; the sum of the policy's entropies.
-static double learn(const Worker *worker, double steps_done, Gradients *to) {
+static double learn(Worker *worker, double steps_done, Gradients *to) {
     static float returns[MAX_STEPS], advantages[MAX_STEPS], *by_layer;
     if (!by_layer) by_layer = new_rows(MAX_STEPS);
-    const Step *rollout = worker->rollout;
+    Step *rollout = worker->rollout;
     int n = worker->steps;
     double beta = option.beta * pow(lost, option.beta_power), entropy = 0;
     to->scale = option.anneal_steps ? 1 - fmin(1, steps_done / option.anneal_steps) : 1;
@@ -463,11 +525,15 @@ static double learn(const Worker *worker, double steps_done, Gradients *to) {
     memset(to->bias, 0, sizeof to->bias);
     memset(to->heads, 0, sizeof to->heads);
     memset(to->head_bias, 0, sizeof to->head_bias);
+    if (option.method != A3C) find_target_values(rollout, n);
     find_returns(rollout, n, worker->terminal, returns);
-    find_advantages(rollout, n, returns, advantages);
+    if (option.method == A3C) find_advantages(rollout, n, returns, advantages);
     for (int t = 0; t < n; t++) {
         float by_output[ACTIONS + 1], td = returns[t] - rollout[t].value;
-        entropy += output_gradients(&rollout[t], td, advantages[t], beta, by_output);
+        if (option.method == A3C)
+            entropy += output_gradients(&rollout[t], td, advantages[t], beta, by_output);
+        else
+            q_gradients(&rollout[t], returns[t], by_output);
         if (option.mean) scale(by_output, ACTIONS + 1, 1.f / n);
         add_head_gradients(&rollout[t], worker->heads, by_output, to, by_layer + t * UNITS);
     }
@@ -494,26 +560,32 @@ static void average(float *mean, const float *weights, int n, double times) {
 }
 
 static void average_all(void) {
-    for (size_t i = 0; i < inputs; i++)
+    for (size_t i = 0; i < inputs; i++) {
         average(averaged.kernel + i * UNITS, global.kernel + i * UNITS, UNITS,
-                updates + 1 - touched_by[i]);
+                updates - averaged_by[i]);
+        averaged_by[i] = updates;
+    }
 }
 
 // Update the global networks by gradients.
 static void push(const Gradients *from) {
     Networks *g = &global, *s = &squares;
-    float actor = option.lr_actor * from->scale, critic = option.lr_critic * from->scale;
+    float actor = (option.method == A3C ? option.lr_actor : option.lr_q) * from->scale;
+    float critic = option.lr_critic * from->scale;
     updates++;
     for (int i = 0; i < from->rows; i++) {
         int input = from->input_of[i];
         size_t at = (size_t)input * UNITS;
         const float *gradient = from->kernel + (size_t)i * UNITS;
         float missed = powf(option.rmsprop_decay, updates - 1 - touched_by[input]);
-        if (option.average)
-            average(averaged.kernel + at, g->kernel + at, UNITS, updates - touched_by[input]);
+        if (option.average) {
+            average(averaged.kernel + at, g->kernel + at, UNITS, updates - 1 - averaged_by[input]);
+            averaged_by[input] = updates - 1;
+        }
         touched_by[input] = updates;
         rmsprop(g->kernel + at, s->kernel + at, gradient, ACTOR, actor, missed);
         at += ACTOR, gradient += ACTOR;
+        if (option.method != A3C) continue;
         rmsprop(g->kernel + at, s->kernel + at, gradient, CRITIC, critic, missed);
     }
     int a = ACTOR, h = ACTIONS * ACTOR, o = ACTIONS;  // where the critic's begin
@@ -532,9 +604,13 @@ static void push(const Gradients *from) {
 
 // --------------------------------------------------------------------------------------- the run
 
-static void evaluate(const char *how, int (*choose)(const Step *), const Networks *net) {
+// Play `eval` games and print how they went; the run goes on as if they had not been played.
+static void evaluate_with(const char *how, int (*choose)(const Step *), const char *when) {
     static Game game;
     static Step step;
+    const Networks *net = option.average ? &averaged : &global;
+    uint64_t randomness[4];
+    memcpy(randomness, random_state, sizeof random_state);
     double sum = 0, sum_of_squares = 0;
     int worst = 21, lost_games = 0, games = option.eval;
     for (int i = 0; i < games; i++) {
@@ -549,15 +625,47 @@ static void evaluate(const char *how, int (*choose)(const Step *), const Network
     }
     double mean = sum / games;
     double deviation = sqrt(fmax(0, sum_of_squares / games - mean * mean));
-    printf("%s: %.2f %d, standard deviation %.1f, %d of %d not won\n", how, mean, worst, deviation,
-           lost_games, games);
+    printf("%s%s: %.2f %d, standard deviation %.1f, %d of %d not won\n", how, when, mean, worst,
+           deviation, lost_games, games);
+    fflush(stdout);
+    memcpy(random_state, randomness, sizeof random_state);
+}
+
+static void evaluate(const char *when) {
+    if (option.average) average_all();
+    if (option.method == A3C) evaluate_with("sampled", sampled, when);
+    evaluate_with("greedy", greedy, when);
+}
+
+// Read "epsilons=..." for the workers, or draw theirs as the paper does; 0: no numbers.
+static int set_epsilons(Worker *workers, int count, const char *text) {
+    const char *numbers = text;
+    for (int i = 0; i < count; i++) {
+        double u = uniform();
+        workers[i].epsilon = u < .4 ? .1 : u < .7 ? .01 : .5;
+        if (!text) continue;
+        char *end;
+        workers[i].epsilon = strtod(numbers, &end);
+        if (end == numbers || (*end && *end != ',')) return 0;
+        numbers = *end ? end + 1 : text;
+    }
+    return 1;
+}
+
+// Whether a multiple of a period lies between two counts of steps; no period, 0: no.
+static int passed(double before, double after, double period) {
+    return period > 0 && floor(before / period) < floor(after / period);
 }
 
 int main(int count, char **arguments) {
-    const char *from = NULL;
+    const char *from = NULL, *epsilons = NULL;
     for (int i = 1; i < count; i++) {
         if (!strncmp(arguments[i], "from=", 5)) {
             from = arguments[i] + 5;
+            continue;
+        }
+        if (!strncmp(arguments[i], "epsilons=", 9)) {
+            epsilons = arguments[i] + 9;
             continue;
         }
         char *equals = strchr(arguments[i], '='), *end = equals;
@@ -570,10 +678,11 @@ int main(int count, char **arguments) {
         }
     }
     if (option.steps_per_update < 1 || option.steps_per_update > MAX_STEPS || option.frames < 1 ||
-        option.frames > MAX_FRAMES || option.workers < 1) {
+        option.frames > MAX_FRAMES || option.workers < 1 || option.method < A3C ||
+        option.method > N_STEP_Q) {
         fprintf(stderr,
-                "a3c: steps_per_update is 1 to %d, frames 1 to %d, workers 1 or more\n", MAX_STEPS,
-                MAX_FRAMES);
+                "a3c: steps_per_update is 1 to %d, frames 1 to %d, workers 1 or more, method 0 to "
+                "3\n", MAX_STEPS, MAX_FRAMES);
         return 2;
     }
     seed_randomness(option.seed * 7919 + 17);
@@ -584,15 +693,20 @@ int main(int count, char **arguments) {
         return 2;
     }
     if (option.average) copy_networks(&averaged, &global);
-    if (option.steps <= steps_before) return 0;
     int count_of_workers = option.workers, lag = fmin(option.lag, count_of_workers - 1);
     Worker *workers = new_workers(count_of_workers);
+    if (!set_epsilons(workers, option.method == A3C ? 0 : count_of_workers, epsilons)) {
+        fprintf(stderr, "a3c: no numbers: epsilons=%s\n", epsilons);
+        return 2;
+    }
+    if (option.steps <= steps_before) return 0;
     Gradients *pending = zeros(lag + 1, sizeof(Gradients));
     for (int i = 0; i <= lag; i++) new_gradients(&pending[i]);
     for (int i = 0; i < count_of_workers; i++) {
         new_game(&workers[i].game);
-        play_rollout(&workers[i]);
+        play_rollout(&workers[i], steps_before);
     }
+    if (option.method != A3C) refresh_target();
     double done = steps_before, entropy = 0, since = 0, score = 0;
     double next_line = (floor(done / option.every) + 1) * option.every;
     int games = 0;
@@ -601,12 +715,14 @@ int main(int count, char **arguments) {
         int steps = worker->steps, over = worker->game.over, game_score = worker->game.score;
         if (option.pull) pull(worker);
         entropy += learn(worker, done, &pending[i % (lag + 1)]);
-        if (option.pull) play_rollout(worker);
+        if (option.pull) play_rollout(worker, done);
         if (i >= lag) {
             push(&pending[(i - lag) % (lag + 1)]);
-            if (!option.pull) play_rollout(&workers[(i - lag) % count_of_workers]);
+            if (!option.pull) play_rollout(&workers[(i - lag) % count_of_workers], done);
         }
+        double before = done;
         done += steps, since += steps;
+        if (option.method != A3C && passed(before, done, option.target_steps)) refresh_target();
         if (over) {
             score = games++ ? .99 * score + .01 * game_score : game_score;
             lost = .9 * lost + .1 * (21 - game_score) / 42;
@@ -616,11 +732,12 @@ int main(int count, char **arguments) {
             fflush(stdout);
             next_line += option.every, entropy = since = 0;
         }
+        if (option.eval > 0 && done < option.steps && passed(before, done, option.eval_every)) {
+            char when[40];
+            snprintf(when, sizeof when, " after %.2f M", done / 1e6);
+            evaluate(when);
+        }
     }
-    if (option.average) average_all();
-    if (option.eval > 0) {
-        evaluate("sampled", sampled, option.average ? &averaged : &global);
-        evaluate("greedy", greedy, option.average ? &averaged : &global);
-    }
+    if (option.eval > 0) evaluate("");
     return 0;
 }

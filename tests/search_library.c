@@ -42,6 +42,11 @@ void end_rollout(int worker, int n, int terminal) {
     workers[worker].terminal = terminal;
     memcpy(workers[worker].heads, global.heads, sizeof global.heads);
 }
+void refresh(void) { refresh_target(); }
+double epsilon(double final, double steps_done) {
+    Worker worker = {.epsilon = final};
+    return epsilon_at(&worker, steps_done);
+}
 void pull_global(int worker) { pull(&workers[worker]); }
 void find_gradients(int worker, double steps_done) {
     learn(&workers[worker], steps_done, &gradients[worker]);

@@ -2,6 +2,7 @@
 
 import csv
 import ctypes
+import dataclasses
 import importlib
 import pathlib
 import re
@@ -27,6 +28,7 @@ FLAGS = "-std=gnu11 -O3 -march=native -ffast-math".split()  # as run.py's
 # in the game's memory
 BALL_X, BALL_Y, BALL_SPEEDS, PLAYER_Y, OPPONENT_Y = 0x31, 0x36, (0x38, 0x39, 0x3A), 0x33, 0x15
 SCORES, CLOCK = (0x0D, 0x0E), (0x09, 0x0A)
+METHODS = "a3c", "one-step-q", "one-step-sarsa", "n-step-q"  # a3c.c's numbers
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,7 @@ def library(built, tmp_path):
     library.touched.restype = ctypes.POINTER(ctypes.c_long)
     library.set.argtypes = [ctypes.c_char_p, ctypes.c_double]
     library.lose.argtypes = [ctypes.c_double]
+    library.epsilon.argtypes, library.epsilon.restype = [ctypes.c_double] * 2, ctypes.c_double
     whole = ctypes.c_int
     library.put_step.argtypes = [*[whole] * 3, ctypes.c_void_p, whole, ctypes.c_float]
     library.find_gradients.argtypes = [whole, ctypes.c_double]
@@ -179,8 +182,10 @@ def test_the_compiled_learner_s_defaults_are_the_preset_s():
     text = (SEARCH / "a3c.c").read_text()
     options = dict(re.findall(r"X\((\w+), ([\w.-]+)\)", text))
     assert PRESETS["rally"].keys() - options == {"loss", "max_steps"}
-    for name in PRESETS["rally"].keys() & options:
-        assert float(options[name]) == (PRESETS["rally"][name] or 0), name
+    settings = dataclasses.asdict(a3c_pong.Settings(**PRESETS["rally"]))
+    for name in settings.keys() & options.keys() - {"workers", "seed"}:
+        number = METHODS.index(settings[name]) if name == "method" else settings[name] or 0
+        assert float(options[name]) == number, name
     assert PRESETS["rally"]["loss"] == "sum" and options["mean"] == "0"
 
 
@@ -188,7 +193,8 @@ def played_rollouts(settings):
     """The rollouts of a game of real play, to its end."""
     inputs = settings.frames * INPUT_SIZE
     game = pong_actor.Game("Pong-v0", num_actions=6, frames_per_step=3.0)
-    actor = pong_actor.PongActor(game, [1, 2], (settings.steps_per_update, inputs, 300))
+    sizes, ahead = (settings.steps_per_update, inputs, 300), settings.method == "one-step-sarsa"
+    actor = pong_actor.PongActor(game, [1, 2], sizes, ahead=ahead)
     rng, rollouts = np.random.default_rng(0), []
     actor.policy.kernel[...] = rng.normal(0, 0.1, actor.policy.kernel.shape)
     actor.policy.head_kernel[...] = rng.normal(0, 0.1, actor.policy.head_kernel.shape)
@@ -211,7 +217,7 @@ class Real:
         self.settings, inputs = settings, settings.frames * INPUT_SIZE
         with tf.Graph().as_default(), tf.device("/cpu:0"):
             tf.set_random_seed(3)
-            self.session, network = a3c_pong.new_session(), a3c_pong.ActorCriticNetwork
+            self.session, network = a3c_pong.new_session(), a3c_pong.METHODS[settings.method]
             self.globalAC = network("globalnet", self.session, 6, settings)
             self.locals = [
                 network(name, self.session, 6, settings, self.globalAC) for name in ("W_0", "W_1")
@@ -236,17 +242,16 @@ class Real:
         annealed = 1 - (1 - run.annealed()) * lost**rate_power
         local.update_global(rollout, *returns, annealed=annealed, beta=run.beta())
 
+    def refresh_target(self):
+        self.locals[0].at_steps(self.settings.target_steps - 1, self.settings.target_steps)
+
     def weights(self):
-        """In the compiled learner's order: kernel, biases, actor's and critic's heads."""
-        net = self.globalAC
-        kernel, *params = self.session.run([net.net.kernel, *net.a_params, *net.c_params])
-        a_bias, a_head, a_head_bias, c_bias, c_head, c_head_bias = params
-        return [
-            kernel,
-            np.concatenate([a_bias, c_bias]),
-            np.concatenate([a_head.T.ravel(), c_head.ravel()]),
-            np.concatenate([a_head_bias, c_head_bias]),
-        ]
+        """In the compiled learner's order: kernel, biases, the networks' heads and their biases."""
+        net = self.globalAC.net
+        kernel, *params = self.session.run([net.kernel, *net.all_params()])
+        biases, heads, head_biases = params[::3], params[1::3], params[2::3]
+        heads = [head.T.ravel() for head in heads]
+        return [kernel, *map(np.concatenate, (biases, heads, head_biases))]
 
 
 class Ours:
@@ -255,14 +260,17 @@ class Ours:
     def __init__(self, library, settings, others, weights):
         """others: name -> number, further options."""
         self.library = library
-        same = settings.keys() - {"loss", "max_steps"}
+        same = settings.keys() - {"loss", "max_steps", "method"}
         options = {name: settings[name] or 0 for name in same} | others
-        for name, value in (options | {"mean": settings["loss"] == "mean"}).items():
+        options["mean"] = settings["loss"] == "mean"
+        options["method"] = METHODS.index(settings.get("method", "a3c"))
+        for name, value in options.items():
             assert library.set(name.encode(), value), name
         library.build_networks()
+        shapes = (len(weights[0]), 400), (400,), (6 * 300 + 100,), (7,)  # a Q method's are less
         self.weights = [
-            np.ctypeslib.as_array(library.weights(i), array.shape)
-            for i, array in enumerate(weights)
+            np.ctypeslib.as_array(library.weights(i), shape)[..., : array.shape[-1]]
+            for i, (shape, array) in enumerate(zip(shapes, weights))
         ]
         for mine, array in zip(self.weights, weights):
             mine[...] = array
@@ -272,7 +280,8 @@ class Ours:
         steps = len(rollout.actions)
         for t, state in enumerate(rollout.states):
             inputs = rollout.rows[state > 0].astype(np.int32)
-            what = (rollout.actions[t], rollout.rewards[t]) if t < steps else (0, 0)
+            last = rollout.next_action, 0
+            what = (rollout.actions[t], rollout.rewards[t]) if t < steps else last
             self.library.put_step(worker, t, len(inputs), inputs.ctypes.data, *what)
         self.library.end_rollout(worker, steps, rollout.terminal)
 
@@ -286,15 +295,25 @@ OTHERS = dict(
 @pytest.mark.parametrize("pull, lag", [("after", 0), ("before", 0), ("before", 1)])
 @pytest.mark.parametrize("others", [{}, OTHERS], ids=["preset", "others"])
 def test_the_compiled_learner_s_weights_are_a3c_pong_s(tf, library, others, pull, lag):
+    compare_updates(tf, library, PRESETS["rally"] | others, pull, lag, rate_power=bool(others) / 2)
+
+
+@pytest.mark.parametrize("method", METHODS[1:])
+@pytest.mark.parametrize("others", [{}, OTHERS], ids=["preset", "others"])
+def test_the_compiled_q_methods_weights_are_a3c_pong_s(tf, library, others, method):
+    pull = "before" if others else "after"
+    settings = PRESETS["rally"] | others | {"method": method, "lr_q": 1e-3}
+    compare_updates(tf, library, settings, pull, lag=0)
+
+
+def compare_updates(tf, library, settings, pull, lag, rate_power=0.0):
     """After every update of a game, to 1e-6, by two workers who take turns.
 
     The weights are some 0.1, of which float32 rounds off 1e-8, and an update moves them by up to
     1e-3. What may differ is the order of sums over 240 steps: 3e-8 where this was written.
     """
-    settings = PRESETS["rally"] | others
-    rate_power = 0.5 if others else 0.0
     real = Real(tf, a3c_pong.Settings(**settings))
-    before = real.weights()
+    before, learns_q = real.weights(), real.settings.method != "a3c"
     ours = Ours(library, settings, {"rate_power": rate_power}, before)
     rollouts = played_rollouts(real.settings)
     assert sum(np.any(rollout.rewards) for rollout in rollouts) > 3
@@ -304,6 +323,9 @@ def test_the_compiled_learner_s_weights_are_a3c_pong_s(tf, library, others, pull
     computed = []
     for number, rollout in enumerate(rollouts):
         worker, steps_done, lost = number % 2, number * 1_000_000, 1 / (1 + number)
+        if learns_q and number % 5 == 0:
+            real.refresh_target()
+            library.refresh()
         if pull == "before":
             real.pull_global(worker)
             library.pull_global(worker)
@@ -322,6 +344,14 @@ def test_the_compiled_learner_s_weights_are_a3c_pong_s(tf, library, others, pull
                 ours.play(worker, rollouts[number + 2 - lag])
     for mine, weights in zip(ours.weights, before):
         assert np.abs(mine - weights).max() > 1e-3
+
+
+def test_the_compiled_epsilon_is_a3c_pong_s(tf, library):
+    settings = PRESETS["rally"] | {"method": "one-step-q", "epsilon_frames": 3_000_000}
+    real = Real(tf, a3c_pong.Settings(**settings)).globalAC.exploration(0, 1, 3.0)
+    library.set(b"epsilon_frames", 3_000_000)
+    for steps in 0, 250_000, 999_999, 5_000_000:
+        assert np.isclose(library.epsilon(real(10**9), steps), real(steps), rtol=1e-12)
 
 
 @pytest.fixture(scope="module")
@@ -420,6 +450,8 @@ def test_bad_input_gets_one_line_and_status_2(run, tmp_path):
         ([result, "--", "gamma=x"], "gamma=x"),
         ([result, "--", "seed=1"], "--seeds"),
         ([result, "--", "steps_per_update=9999"], "1 to 2000"),
+        ([result, "--", "method=4"], "method 0 to 3"),
+        ([result, "--", "method=1 epsilons=.1,x"], "epsilons=.1,x"),
         ([result, "--seeds", "3-1"], "--seeds"),
         ([result, "--steps", "inf"], "--steps"),
         ([other], "other.csv"),
