@@ -1,9 +1,9 @@
 """A Pong frame -> the network's input.
 
-`preprocessing_image` is the chapter's function: an RGB frame becomes a vector of 6,400 zeros and
-ones. `active_pixels` gives the same vector as the sorted indices of its ones, straight from the
-emulator's palette-index screen: reading that screen takes 1 us, the RGB screen 20, and of 6,400
-pixels only some 20 to 40 are ones.
+`preprocessing_image` is the chapter's function and the specification: an RGB frame becomes a vector
+of 6,400 zeros and ones. `active_pixels` is what plays. It gives the same vector as the sorted
+indices of its ones, from the emulator's palette-index screen. To read that screen takes 1 us, the
+RGB screen 20, and only some 20 to 40 of the 6,400 pixels are ones.
 """
 
 import numpy as np
@@ -18,8 +18,8 @@ COURT = slice(35, 195, 2), slice(None, None, 2)
 ERASED_COLOURS = (0, 1, 34, 48, 128, 144, 160, 176, 192, 206, 228)
 IS_INK = np.array([index not in ERASED_COLOURS for index in range(256)])
 
-# During play nearly all of the court is colour 34, so whole words of 8 screen pixels (4 of the
-# network's) are compared with it first and only the few that differ are looked at pixel by pixel.
+# During play nearly all of the court is colour 34. So words of 8 screen pixels, 4 of the network's,
+# are compared with it first, and only the few that differ are looked at pixel by pixel.
 EMPTY_WORD = np.uint64(0x2222222222222222)
 # [1600, 4]: word of the court -> its pixels of the input
 PIXELS_OF_WORD = np.arange(INPUT_SIZE).reshape(-1, 4)
@@ -28,7 +28,7 @@ SCREEN_ADDRESS = np.arange(210 * 160).reshape(SCREEN_SHAPE)[COURT].ravel()
 
 
 def preprocessing_image(obs):
-    """The chapter's transform of one RGB frame.
+    """Transform one RGB frame as the chapter does: the specification of `active_pixels`.
 
     Args:
         obs: [210, 160, 3] uint8, as Gymnasium returns it. It is not written to.
@@ -46,7 +46,9 @@ def preprocessing_image(obs):
 
 
 def active_pixels(screen):
-    """The ones of `preprocessing_image`, from the palette-index screen of the same frame.
+    """Find the ones of `preprocessing_image` in the palette-index screen of the same frame.
+
+    The actors play with this function.
 
     Args:
         screen: [210, 160] uint8, C-contiguous, as `ALEInterface.getScreen` fills it.

@@ -1,122 +1,26 @@
-"""What the user sees of a run: lines, a bar, W_0's game in the terminal, plots. No TensorFlow."""
+"""A run as its user sees it: lines, a bar, and W_0's game in the terminal."""
 
-import math
 import time
 
-import matplotlib.figure
 import numpy as np
 import rich.progress
 from rich.segment import Segment
 from rich.style import Style
 
-from runtime.checkpoints import read_curve
-
-# ------------------------------------------------------------------------------------------ plotted
-
-
-def draw_curve(axes, episodes):
-    """The chapter's plot, the moving reward by episode, with the moving true score beside it."""
-    shown = episodes[:: 1 + len(episodes) // 5000]  # more points than pixels only take time
-    numbers = [e.episode for e in shown]
-    style = dict(marker="o", markersize=3) if len(shown) < 50 else {}
-    axes.clear()
-    axes.plot(numbers, [e.running_score for e in shown], label="moving true score", **style)
-    if any(e.running_reward != e.running_score for e in shown):  # else one would hide the other
-        axes.plot(numbers, [e.running_reward for e in shown], label="moving reward", **style)
-    axes.set(xlabel="episode", ylabel="total moving reward")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)  # above, over no curve
-
-
-def draw(picture, *folders):
-    """Write a picture of the curve of a run, or of several runs'; the exit status."""
-    figure = matplotlib.figure.Figure(figsize=(8, 5), layout="constrained")
-    runs = [read_curve(folder) for folder in folders]
-    if len(runs) == 1:
-        draw_curve(figure.subplots(), runs[0][1])
-    else:
-        draw_comparison(figure, runs)
-    figure.savefig(picture)
-    return 0
-
-
-def draw_comparison(figure, runs):
-    """Runs side by side as in the paper's Figure 1: moving true score by minutes, and by steps.
-
-    Args:
-        figure: a Matplotlib figure, empty.
-        runs: list of (label, list of `Episode`); runs of one label, seeds of it, share a colour.
-    """
-    axes, labels = figure.subplots(1, 2, sharey=True), []
-    for label, episodes in runs:
-        labels += [] if label in labels else [label]
-        shown = episodes[:: 1 + len(episodes) // 5000]
-        scores = [e.running_score for e in shown]
-        minutes, millions = [e.seconds / 60 for e in shown], [e.agent_steps / 1e6 for e in shown]
-        for ax, x in zip(axes, (minutes, millions)):
-            ax.plot(x, scores, color=f"C{labels.index(label)}", linewidth=1)
-    axes[0].set(xlabel="minutes", ylabel="moving true score")
-    axes[1].set(xlabel="million agent steps")
-    for ax in axes:
-        ax.grid(alpha=0.3)
-    for number, label in enumerate(labels):
-        axes[0].plot([], [], color=f"C{number}", label=label)
-    figure.legend(loc="outside upper left", ncols=2, frameon=False)
-
-
-class RewardWindow:
-    """The curve in a window beside W_0's, while the run goes on and after."""
-
-    REDRAWN_EVERY = 5  # seconds; drawing takes the workers' time
-
-    def __init__(self):
-        """Open it, where Matplotlib finds a window toolkit (it falls back to agg, a picture)."""
-        from matplotlib import pyplot
-
-        self.pyplot, self.figure, self.drawn = pyplot, None, -math.inf
-        if pyplot.get_backend().lower() != "agg":
-            pyplot.ion()
-            self.figure = pyplot.figure("A3C on Pong", figsize=(4, 3), layout="constrained")
-            self.axes = self.figure.subplots()
-            tk = getattr(self.figure.canvas.manager, "window", None)
-            if hasattr(tk, "wm_geometry"):  # W_0's is in the middle of the screen
-                width, height = tk.winfo_screenwidth(), tk.winfo_screenheight()
-                tk.wm_geometry(f"+{min(width // 2 + 220, width - 420)}+{height // 2 - 170}")
-
-    def refresh(self, episodes):
-        """Answer the window system, and now and then draw. Whether the window is open still."""
-        if self.figure is None or not self.pyplot.fignum_exists(self.figure.number):
-            return False
-        if time.monotonic() - self.drawn > self.REDRAWN_EVERY:
-            draw_curve(self.axes, episodes)
-            self.figure.canvas.draw_idle()
-            self.drawn = time.monotonic()
-        self.figure.canvas.flush_events()
-        return True
-
-    def leave_standing(self, episodes, signals):
-        """Show the final plot until the user closes it, as the chapter does, or a signal comes."""
-        self.drawn, received = -math.inf, len(signals)
-        if self.refresh(episodes):
-            print("the plot stands until its window is closed, or Ctrl-C", flush=True)
-            while self.refresh(episodes) and len(signals) == received:
-                time.sleep(0.05)
-
-
 # ------------------------------------------------------------------------------------------ written
 
 
 class Display:
-    """The chapter's line for each game and, on a terminal, a progress bar under them.
+    """The chapter's line for each game and, on a terminal, a progress bar below the lines.
 
-    It is there within a `with`, where `refresh` is to be called every PERIOD seconds.
+    It is shown within a `with`, in which `refresh` is called every PERIOD seconds.
     """
 
     PERIOD = 0.25
 
     def __init__(self, console, run):
         self.console, self.run, self.notices = console, run, 0
-        self.games = len(run.episodes)  # of a run resumed, those before are not printed again
+        self.games = len(run.episodes)  # a resumed run's earlier games are not printed again
 
     def __enter__(self):
         self.bar = rich.progress.Progress(
@@ -141,43 +45,49 @@ class Display:
         self.bar.update(self.task, completed=used, description=text + (left and f", {left} left"))
 
     def new_lines(self):
-        """The lines of what has happened since the last call."""
+        """Return the lines of the notices and games since the last call."""
         episodes, lines = self.run.episodes[self.games :], self.run.notices[self.notices :]
         self.notices += len(lines)
         self.games += len(episodes)
         for e in episodes:
-            chapters = f"{e.worker} Ep: {e.episode} | Ep_r: {int(e.running_reward)}"
-            lines.append(f"{chapters} | score: {e.score} (running {e.running_score:.1f})")
+            lines.append(game_line(e))
         return lines
 
     def speed(self):
-        """Agent steps per second so far."""
+        """Return the agent steps per second so far."""
         return f"{self.run.agent_steps / self.run.seconds():,.0f}"
 
     def used_and_left(self):
-        """The share of the run that is over, and how long the rest takes, if that can be said."""
+        """Return the share of the run that is over, and the time left, or "" if it is unknown."""
         used, seconds = min(1, max(used for used, _ in self.run.limits())), self.run.seconds()
         return used, duration(seconds / used - seconds) if used else ""
 
 
+def game_line(episode):
+    """Return the chapter's line for a game, with its true score and the moving true score."""
+    e = episode
+    chapters = f"{e.worker} Ep: {e.episode} | Ep_r: {int(e.running_reward)}"
+    return f"{chapters} | score: {e.score} (running {e.running_score:.1f})"
+
+
 def duration(seconds):
-    """Seconds as h:mm:ss."""
+    """Return seconds as h:mm:ss."""
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
 
 
 # --------------------------------------------------------------------------- a game in the terminal
 
-SIDE = 80  # pixels, of the court as the network sees it
+SIDE = 80  # pixels of the court, as the network gets it
 HALF_BLOCKS = np.array(list(" ▀▄█"))  # by: upper pixel + 2 * lower pixel
 EIGHTHS = np.array(list(" ▁▂▃▄▅▆▇█"))
 
 
 def court_rows(pixels, height):
-    """A frame in half-block characters, two pixels in each.
+    """Return a frame in half-block characters, two pixels in each.
 
     Args:
-        pixels: [k] ints, the active pixels of a state; of frames stacked, the newest is shown.
-        height: rows to take: 40, or 20, where two rows of pixels are one.
+        pixels: [k] ints, the active pixels of a state. Of stacked frames the newest is shown.
+        height: its number of rows: 40, or 20, in which two rows of pixels are one.
 
     Returns:
         list of `height` strings of 80 characters.
@@ -189,10 +99,12 @@ def court_rows(pixels, height):
 
 
 def curve_rows(values, width, height):
-    """A curve as the area under it, from its lowest value to its highest, but at least 1 more.
+    """Return a curve as the area under it, from its lowest value to its highest.
+
+    A curve that rises by less than 1 is drawn as if the highest were 1 above the lowest.
 
     Args:
-        values: list of any number of numbers, but 0; if there are more than columns, samples of it.
+        values: list of at least one number; of more numbers than columns, samples are drawn.
         width, height: in characters.
 
     Returns:
@@ -205,30 +117,31 @@ def curve_rows(values, width, height):
 
 
 def joined(characters):
-    """Characters [rows, columns] as a list of strings."""
+    """Return characters [rows, columns] as a list of strings."""
     return ["".join(row) for row in characters.tolist()]
 
 
 class Clip:
-    """Samples of a worker's play, to be watched at their own pace while it goes on at its.
+    """Samples of a worker's play, shown at the game's pace while the worker plays on at its own.
 
     The worker's thread gives `see` its rollouts. When a clip has been shown, the next is made of
-    what comes from one point to the next, or of LONGEST seconds of the game; the worker plays them
-    within some hundredths of a second. Other rollouts are passed over.
+    the rollouts from one point to the next, or of LONGEST seconds of the game. The worker plays
+    those within some hundredths of a second. Other rollouts are passed over.
 
-    `wanted` goes from the viewer's thread to the worker's and back, and with it `rollouts`.
+    Two threads use it without a lock, and `wanted` says whose turn it is. While it is True, only
+    the worker's thread changes `rollouts`; while it is False, only the viewer's does.
     """
 
     LONGEST = 10  # seconds of the game
 
     def __init__(self, pace):
-        """pace: agent steps in a second of the game."""
+        """pace: agent steps per second of the game."""
         self.pace, self.rollouts = pace, []
         self.wanted = self.from_point = False  # from_point: rollouts start with one
         self.frames, self.began = [(np.empty(0, int), 0)], 0
 
     def see(self, rollout, score):
-        """Keep a rollout, and the game's score before it, if a clip is wanted."""
+        """Keep a rollout and the game's score before it, if a clip is wanted."""
         if not self.wanted:
             return
         self.rollouts.append(
@@ -242,7 +155,7 @@ class Clip:
             self.wanted = False
 
     def now(self, seconds):
-        """The frame to show at that time of a clock: its active pixels, and the game's score."""
+        """Return the frame to show at that time of a clock: its active pixels, and the score."""
         step = int((seconds - self.began) * self.pace)
         if step >= len(self.frames) and not self.wanted:
             if self.rollouts:
@@ -260,10 +173,10 @@ class Clip:
 
 
 class TerminalView:
-    """A court with figures and a curve beside it and lines below, on a screen of its own.
+    """A court, with figures and a curve beside it and lines below, on the alternate screen.
 
-    At the end of the `with` the terminal shows again what it showed before. (Drawn in the midst of
-    the scrolling lines, the court would be torn wherever the terminal is made narrower.)
+    At the end of the `with` the terminal shows again what it showed before. Among scrolling lines
+    the court would be torn as soon as the terminal is made narrower.
     """
 
     COLUMNS = 100
@@ -278,7 +191,7 @@ class TerminalView:
 
     @classmethod
     def why_not(cls, console):
-        """Why it cannot be shown there, for the user; None if it can."""
+        """Return why the view cannot be shown on a console, for the user; None if it can."""
         if not console.file.isatty() or console.is_dumb_terminal:
             return "the output is no terminal that can draw"
         if console.options.ascii_only:
@@ -295,17 +208,17 @@ class TerminalView:
         self.screen.__exit__(*exception)
 
     def tell(self, figures, name="", curve=(), lines=()):
-        """Change what stands around the court.
+        """Change the figures, the curve and the lines around the court.
 
         Args:
             figures: dict of strings, name -> value.
-            name, curve: what the curve shows, and a list of numbers; if empty, no curve is drawn.
-            lines: list of strings; as many of the last as fit are shown.
+            name, curve: the curve's title, and a list of numbers; if empty, no curve is drawn.
+            lines: list of strings, of which the last are shown, as many as fit.
         """
         self.told, self.around = (figures, name, curve, lines), None
 
     def show(self, pixels):
-        """Show the frame of these active pixels. Only rows that have changed are written."""
+        """Show the frame of these active pixels. Only rows that changed are written."""
         size, now = self.console.size, time.monotonic()
         if size != self.size or now - self.painted_at > self.REPAINTED_EVERY:
             self.size, self.around, self.painted_at = size, None, now
@@ -323,7 +236,7 @@ class TerminalView:
         self.painted = rows[: size.height]
 
     def _around(self, court, width, height):
-        """The screen's rows, lists of `Segment`, but for the court's part where it has room."""
+        """Return the screen's rows, lists of `Segment`, without the court."""
         figures, name, curve, lines = self.told
         left, gap = (SIDE, [Segment(" ")]) if width >= self.COLUMNS else (0, [])
         across = min(width - left - len(gap), 60)
@@ -350,7 +263,7 @@ class TerminalView:
 class TerminalDisplay(Display):
     """W_0's game in the terminal, with the run's figures, curve and last lines around it.
 
-    All lines are printed when the view is gone.
+    At the end of the `with` all lines are printed.
     """
 
     PERIOD = 1 / 20
@@ -370,7 +283,7 @@ class TerminalDisplay(Display):
             self.console.out("\n".join(self.lines))
 
     def refresh(self):
-        """Show the clip's frame that is due, and now and then the rest anew."""
+        """Show the clip's frame that is due, and now and then new figures."""
         self.lines += self.new_lines()
         now = time.monotonic()
         pixels, score = self.clip.now(now)
@@ -391,7 +304,7 @@ class TerminalDisplay(Display):
 
 
 def new_display(console, run, worker, in_window):
-    """The worker's game in the terminal if that is wanted and possible, else lines and a bar."""
+    """Return a display with the worker's game, if that is wanted and possible, or without."""
     render, why_not = run.settings.render, TerminalView.why_not(console)
     if render == "terminal" and why_not:
         console.print(f"no view of {worker.name}'s game: {why_not}")

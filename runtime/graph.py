@@ -1,6 +1,6 @@
-"""TensorFlow 1's way, graph and session, on today's TensorFlow: the chapter's, and the fast one.
+"""TensorFlow 1's graph and session on today's TensorFlow: the chapter's way, and the fast one.
 
-Importing this does not import TensorFlow.
+TensorFlow itself is imported by `load_tensorflow`.
 """
 
 import os
@@ -22,8 +22,8 @@ tf = LoadedLater()
 def load_tensorflow():
     """Import TensorFlow, as `tf`.
 
-    It takes seconds and talks on stderr before any log level counts, so it is done when the
-    settings are known to be good, and with that file descriptor pointing nowhere.
+    That takes seconds, and it writes to stderr before any log level counts. So a script calls this
+    once its settings are known to be good, and meanwhile that file descriptor points nowhere.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # no gain on matrices of this size
@@ -43,19 +43,23 @@ def load_tensorflow():
 
 
 def new_session():
-    """A session whose work is done by the threads that call it."""
+    """Return a session whose work is done by the threads that call it."""
     one_thread = dict(intra_op_parallelism_threads=1, inter_op_parallelism_threads=1)
     return tf.Session(config=tf.ConfigProto(**one_thread))
 
 
 def make_callable(session, fetches, feeds, seconds=None):
-    """A part of the graph as a function: values of feeds in, list of fetched tensors out.
+    """Return a part of the graph as a function: values of feeds in, list of fetched tensors out.
 
-    seconds: for a session on other machines, when to give up waiting for an answer.
+    It runs on the calling thread and costs 10 us a call, while `Session.run` costs 100 and more.
+    TensorFlow's function for that is private (Keras used it for years). If it is missing, the
+    public one does the same more slowly.
 
-    It runs on the calling thread and costs 10 us a call, where `Session.run` costs 100 and more.
-    The way there is private to TensorFlow (Keras used it for years); where it is missing, the
-    public way does the same, slower.
+    Args:
+        session: a `tf.Session`.
+        fetches: list of tensors and operations.
+        feeds: list of placeholders.
+        seconds: time-out of a call, for a session on other machines.
     """
     tensors = [fetch for fetch in fetches if isinstance(fetch, tf.Tensor)]
     operations = [fetch for fetch in fetches if not isinstance(fetch, tf.Tensor)]
@@ -74,9 +78,3 @@ def make_callable(session, fetches, feeds, seconds=None):
     else:
         options.run_options.inter_op_thread_pool = -1  # the calling thread
     return session._make_callable_from_options(options)
-
-
-def global_variables():
-    """Name -> variable: the weights, and the optimizers' numbers, which are named after them."""
-    every = {variable.op.name: variable for variable in tf.global_variables()}
-    return {name: variable for name, variable in every.items() if "globalnet/" in name}

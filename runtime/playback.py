@@ -1,7 +1,7 @@
-"""What a run has learned: watched, recorded and measured, without learning. No TensorFlow.
+"""The agent of a run at play, without learning: watched, recorded and measured.
 
---play shows game after game, in the emulator's window or in the terminal; --record makes a film of
-one, --evaluate a table of many. All take the policy from a checkpoint.
+--play shows game after game, in the emulator's window or in the terminal. --record makes a film of
+one game, --evaluate a table of many. All take the policy from a checkpoint.
 """
 
 import concurrent.futures
@@ -9,7 +9,6 @@ import contextlib
 import importlib.metadata
 import itertools
 import json
-import math
 import os
 import pathlib
 import shutil
@@ -23,41 +22,43 @@ import rich.progress
 from PIL import Image
 
 import pong_actor
-from pong_actor import ActorDied, Player, PolicyWeights, Pong, PongActor, make_env
+from pong_actor import Player, PolicyWeights, Pong, make_env
 from preprocessing import SCREEN_SHAPE
 from runtime import checkpoints
+from runtime.actors import ActorDied, PongActor, allowed_cores
+from runtime.command_line import fail
 from runtime.display import TerminalView
+from runtime.plots import draw
 
 FRAMES_A_SECOND = 60
 ROLLOUT = 20  # steps an actor plays at a time, a second in a window
 
 
 class Failed(Exception):
-    """Something broke on the way; the message is a line for the user."""
+    """A fault during play; the message is a line for the user."""
 
 
 # --------------------------------------------------------------------------------------- the policy
 
 
 def load_policy(path):
-    """What a run has learned.
+    """Load what a run has learned.
 
     Args:
         path: a run's folder, for its newest good checkpoint, or the file of one checkpoint.
 
     Returns:
-        (`PolicyWeights`, what the checkpoint says about itself, its path, lines about newer ones
-        that are damaged).
+        `PolicyWeights`, and the `Checkpoint` that they are from.
 
     Raises:
         ValueError: there is none; the message is a line for the user.
     """
-    path, arrays, about, damaged = checkpoints.load_newest(path, fits)
-    return policy_weights(arrays), about, path, damaged
+    checkpoint = checkpoints.load_newest(path, misfit)
+    return policy_weights(checkpoint.arrays), checkpoint
 
 
 def policy_weights(arrays):
-    """The `PolicyWeights` among a checkpoint's arrays. Raises KeyError where they are not there."""
+    """Return the `PolicyWeights` among a checkpoint's arrays. Raises KeyError if one is missing."""
     head = "q_network" if "globalnet/q_network/bias" in arrays else "actor_network"
     names = "bias", "head_kernel", "head_bias"
     bias, *head = (arrays[f"globalnet/{head}/{name}"] for name in names)
@@ -65,16 +66,18 @@ def policy_weights(arrays):
     return PolicyWeights(np.ascontiguousarray(kernel), bias, *head)
 
 
-def fits(arrays, about):
-    """What is wrong with a checkpoint, for the one who wants its policy; None if nothing is."""
+def misfit(checkpoint):
+    """Return why a checkpoint holds no policy to play, in words; None if it holds one."""
+    about = checkpoint.about
     try:
-        policy_weights(arrays), about["settings"]["env_id"], about["agent_steps"], about["method"]
+        policy_weights(checkpoint.arrays)
+        about["settings"]["game_env"], about["agent_steps"], about["method"]
     except KeyError as error:
         return f"it has no {error}"
 
 
 def ways(about):
-    """How actions are chosen, the first way as in training: name -> (`epsilon`, in words)."""
+    """Return the two ways to choose actions, training's first: name -> (epsilon, in words)."""
     epsilon, words = None, "each action is drawn from the policy"
     if about["method"] != "a3c":
         epsilon, words = 0.1, "each action is the best, but one in ten is a random one"
@@ -82,7 +85,7 @@ def ways(about):
 
 
 def actor_with(policy, game, seed, window=False):
-    """A `PongActor`, closed at the end of a `with`, that plays a policy."""
+    """Return a `PongActor` that plays a policy, for a `with` that closes it."""
     sizes = ROLLOUT, len(policy.kernel), len(policy.bias)
     actor = PongActor(game, seed, sizes, window=window)
     for mine, array in zip(actor.policy, policy):
@@ -95,8 +98,9 @@ def actor_with(policy, game, seed, window=False):
 
 def play(path, render, seed, console):
     """Play game after game, in the emulator's window until it is closed, or in the terminal."""
-    policy, about, path, damaged = load_policy(path)
-    game = pong_actor.game(about["settings"]["env_id"])
+    policy, checkpoint = load_policy(path)
+    about, path = checkpoint.about, checkpoint.path
+    game = pong_actor.game(about["settings"]["game_env"])
     epsilon, _ = ways(about)["sampled"]
     why_not_there = TerminalView.why_not(console)
     for place, show in ("window", play_in_window), ("terminal", play_in_terminal):
@@ -109,7 +113,10 @@ def play(path, render, seed, console):
                 if place == "window":  # it cannot open it
                     continue
                 raise Failed(f"the emulator died ({death})") from None
-            for line in [*damaged, f"playing {path}, {training(about)}; Ctrl-C ends it"]:
+            for line in [
+                *checkpoint.passed_over,
+                f"playing {path}, {training(about)}; Ctrl-C ends it",
+            ]:
                 console.print(line)
             return show(actor, epsilon, game, console)
     why_not = {"window": "there is no screen to open a window on", "terminal": why_not_there}
@@ -118,12 +125,12 @@ def play(path, render, seed, console):
 
 
 def training(about):
-    """How far a checkpoint's training had come."""
+    """Return in words how long a checkpoint's agent was trained."""
     return f"after {about['agent_steps']:,} steps of training"
 
 
 def play_in_window(actor, epsilon, game, console):
-    """Play until the window is closed; the exit status."""
+    """Play until the window is closed; return the exit status."""
     try:
         for number in itertools.count(1):
             won, lost, _, _ = play_game(actor, epsilon)
@@ -160,14 +167,21 @@ def play_in_terminal(actor, epsilon, game, console):
 
 
 def game_line(number, won, lost):
-    """The line for a game that is over."""
+    """Return the line for a game that is over."""
     return f"game {number} | score: {won - lost} ({won} : {lost})"
 
 
 def play_game(actor, epsilon=None, steps=ROLLOUT, see=lambda rollout, won, lost: False):
-    """Play to the end of a game, so many steps at a time: (points won, lost, steps, truncated).
+    """Play to the end of a game.
 
-    see: called with each rollout and the points so far; where it says yes, the game ends.
+    Args:
+        actor: a `PongActor`.
+        epsilon: as for `PongActor.play`.
+        steps: the steps of a rollout.
+        see: a function of each rollout and the points won and lost so far; True ends the game.
+
+    Returns:
+        (points won, points lost, steps, whether the frame limit ended it).
     """
     won = lost = played = 0
     while True:
@@ -181,8 +195,8 @@ def play_game(actor, epsilon=None, steps=ROLLOUT, see=lambda rollout, won, lost:
 
 # ----------------------------------------------------------------------------------------- --record
 
-# All that Pong shows: black, walls and scores, the court, the rival's paddle, the agent's and the
-# ball, by their indices on the emulator's screen and as RGB
+# Pong's colours: black, walls and scores, the court, the rival's paddle, the agent's paddle and the
+# ball; as indices on the emulator's screen and as RGB
 INDICES = [0, 14, 34, 56, 200]
 COLOURS = np.array(
     [[0, 0, 0], [236, 236, 236], [144, 72, 17], [213, 130, 74], [92, 186, 92]], np.uint8
@@ -204,8 +218,9 @@ def record(path, film, seconds, seed, console):
         raise ValueError(f"{film.parent}: there is no such folder")
     if write == write_mp4 and not shutil.which("ffmpeg"):
         raise ValueError("an .mp4 file needs the program ffmpeg, which is not installed")
-    policy, about, path, damaged = load_policy(path)
-    for line in [*damaged, f"recording {path}, {training(about)}"]:
+    policy, checkpoint = load_policy(path)
+    about, path = checkpoint.about, checkpoint.path
+    for line in [*checkpoint.passed_over, f"recording {path}, {training(about)}"]:
         console.print(line)
     frames = Counted(filmed_game(policy, about, seed))
     unfinished = film.with_name(f"{film.name}.unfinished")
@@ -224,7 +239,7 @@ def record(path, film, seconds, seed, console):
 
 
 class Counted:
-    """An iterator that knows how many it has given."""
+    """An iterator that counts its values."""
 
     def __init__(self, iterator):
         self.iterator, self.number = iterator, 0
@@ -236,7 +251,7 @@ class Counted:
 
 
 class Camera:
-    """The emulator, with the frames it has shown kept: [210, 160] uint8, places in `COLOURS`."""
+    """The emulator, which keeps the frames it showed: [210, 160] uint8, indices of `COLOURS`."""
 
     def __init__(self, ale):
         self.ale, self.frames = ale, []
@@ -252,9 +267,9 @@ class Camera:
 
 
 def filmed_game(policy, about, seed):
-    """Play a game, giving each of its frames as a `Camera` does."""
+    """Play a game, and yield its frames as a `Camera` keeps them."""
     emulator_seed, policy_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
-    pong = Pong(about["settings"]["env_id"], emulator_seed)
+    pong = Pong(about["settings"]["game_env"], emulator_seed)
     pong.ale = camera = Camera(pong.ale)
     player, over = Player(pong, policy, policy_seed), False
     while not over:
@@ -287,7 +302,7 @@ def write_mp4(path, frames):
         stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     try:
-        with contextlib.suppress(BrokenPipeError):  # it has failed, and says why
+        with contextlib.suppress(BrokenPipeError):  # ffmpeg has failed, and says why
             for frame in frames:
                 ffmpeg.stdin.write(COLOURS[frame].tobytes())
         _, complaint = ffmpeg.communicate()
@@ -308,15 +323,25 @@ SUMMARY = (
 
 
 def evaluate(path, games, seed, console, signals):
-    """Play so many games in each of the `ways`, on all cores; print and write what came of it.
+    """Play games in each of the `ways`, on all cores; print and write the results.
 
-    What happens in a game depends on the seed and the game's number, not on what plays beside it.
-    signals: `Signals` to look at; where one has come, nothing is written.
+    A game depends on the seed and its number alone, not on games beside it.
+
+    Args:
+        path: a run's folder, or the file of one checkpoint.
+        games: the number of games in each way.
+        seed: int >= 0.
+        console: where to print.
+        signals: the process' `Signals`. After one, nothing is written.
     """
-    policy, about, path, damaged = load_policy(path)
-    game = pong_actor.game(about["settings"]["env_id"])
+    policy, checkpoint = load_policy(path)
+    about, path = checkpoint.about, checkpoint.path
+    game = pong_actor.game(about["settings"]["game_env"])
     result = {"protocol": protocol(path, about, games, seed)}
-    for line in [*damaged, *(f"{name}: {text}" for name, text in result["protocol"].items())]:
+    for line in [
+        *checkpoint.passed_over,
+        *(f"{name}: {text}" for name, text in result["protocol"].items()),
+    ]:
         console.print(line)
     bar = rich.progress.Progress(
         rich.progress.BarColumn(), rich.progress.MofNCompleteColumn(),
@@ -330,7 +355,7 @@ def evaluate(path, games, seed, console, signals):
             return play_game(actor, epsilon, see=lambda *_: stopping.is_set())
 
     signals.starting = False  # an exception might leave a lock of the threads' locked
-    with bar, concurrent.futures.ThreadPoolExecutor(len(pong_actor.allowed_cores())) as threads:
+    with bar, concurrent.futures.ThreadPoolExecutor(len(allowed_cores())) as threads:
         try:
             for way, (epsilon, _) in ways(about).items():
                 played[way] = [threads.submit(play_one, n, epsilon) for n in range(games)]
@@ -343,7 +368,7 @@ def evaluate(path, games, seed, console, signals):
                 bar.advance(progress, len(done))
         except ActorDied as death:
             raise Failed(f"an emulator died ({death}); nothing is written") from None
-        finally:  # where something is still to play, it is not wanted any more
+        finally:  # games that are left, after a signal or a death, are not played
             stopping.set()
             threads.shutdown(wait=False, cancel_futures=True)
     if signals:
@@ -363,14 +388,14 @@ def evaluate(path, games, seed, console, signals):
 
 
 def protocol(path, about, games, seed):
-    """All that the figures depend on: dict of name -> text or number."""
-    env_id = about["settings"]["env_id"]
-    env = make_env(env_id)
+    """Return all that the figures depend on: dict of name -> text or number."""
+    game_env = about["settings"]["game_env"]
+    env = make_env(game_env)
     first, last = np.broadcast_to(env._frameskip, 2) - [0, not isinstance(env._frameskip, int)]
     return {
         "checkpoint": str(path),
         "agent steps of training": about["agent_steps"],
-        "environment": env_id,
+        "environment": game_env,
         "sticky actions": round(env.ale.getFloat("repeat_action_probability"), 6),
         "frames a step": f"{first} to {last}, drawn at random" if first < last else int(first),
         "frames a game, at most": env.ale.getInt("max_num_frames_per_episode"),
@@ -384,7 +409,7 @@ def protocol(path, about, games, seed):
 
 
 def figures(games):
-    """What is told of games, given as `play_game` gives them."""
+    """Return the figures of games, a list of results of `play_game`."""
     scores = [won - lost for won, lost, _, _ in games]
     return dict(
         mean=float(np.mean(scores)), standard_deviation=float(np.std(scores)),
@@ -397,60 +422,28 @@ def figures(games):
 # ----------------------------------------------------------------------------- on the command line
 
 
-def add_options(parser, commands):
-    """Add the commands to a group that allows one of them, and what goes with them to a parser."""
-    run = dict(metavar="RUN")
-    commands.add_argument(
-        "--play", **run, help="show how a run's agent plays; RUN: its folder, or a checkpoint file"
-    )
-    commands.add_argument(
-        "--evaluate", **run, help="have a run's agent play --games games, without learning"
-    )
-    parser.add_argument(
-        "--record", metavar="FILE", help="with --play: write one game to this .gif or .mp4 instead"
-    )
-    parser.add_argument(
-        "--seconds", metavar="FLOAT", type=float, help="with --record: only so many of the game"
-    )
-    parser.add_argument(
-        "--games", metavar="INT", type=int,
-        help="with --evaluate: games sampled from the policy, and as many greedy (default: 20)",
-    )  # fmt: skip
+def main(command, given, signals):
+    """Draw, play, record or evaluate, as the command says; return the exit status.
 
-
-def check(command, given):
-    """Raises ValueError where the options of a command make no sense together.
-
-    given: the names of the settings on the command line.
-    """
-    for option, of in ("record", "play"), ("seconds", "record"), ("games", "evaluate"):
-        if getattr(command, option) is not None and getattr(command, of) is None:
-            raise ValueError(f"--{option} goes with --{of} only")
-    if command.games is not None and command.games < 1:
-        raise ValueError(f"--games must be at least 1, not {command.games}")
-    if command.seconds is not None and not 0 < command.seconds < math.inf:
-        raise ValueError(f"--seconds must be a number above 0, not {command.seconds}")
-    if command.play is not None or command.evaluate is not None:
-        shown = command.play is not None and command.record is None
-        for name in given:
-            if name != "seed" and not (name == "render" and shown):
-                raise ValueError(f"--{name.replace('_', '-')} is of training, not of this")
-        if given.get("render") == "never":
-            raise ValueError("--play shows the game; --render never does not go with it")
-
-
-def main(command, signals, seed=None, render="auto"):
-    """Do what a command asks for; the exit status.
-
-    Raises:
-        ValueError: it cannot be done as asked; the message is a line for the user.
-        Failed: something broke on the way; so is this.
-        KeyboardInterrupt: a signal came.
+    Args:
+        command: the namespace from the command line.
+        given: dict of the settings given there: seed, render.
+        signals: the process' `Signals`.
     """
     console = rich.console.Console(highlight=False, markup=False, soft_wrap=True)
-    if command.evaluate is not None:
-        return evaluate(command.evaluate, command.games or 20, seed or 0, console, signals)
-    seed = int.from_bytes(os.urandom(3)) if seed is None else seed
-    if command.record is not None:
-        return record(command.play, command.record, command.seconds, seed, console)
-    return play(command.play, render, seed, console)
+    seed = given.get("seed")
+    try:
+        if command.draw:
+            return draw(*command.draw)
+        if command.evaluate is not None:
+            return evaluate(command.evaluate, command.games or 20, seed or 0, console, signals)
+        seed = int.from_bytes(os.urandom(3)) if seed is None else seed
+        if command.record is not None:
+            return record(command.play, command.record, command.seconds, seed, console)
+        return play(command.play, given.get("render", "auto"), seed, console)
+    except KeyboardInterrupt:
+        return 128 + signals[0]  # as in shells
+    except (OSError, ValueError) as error:
+        fail(error)
+    except Failed as error:
+        fail(error, status=1)

@@ -33,7 +33,7 @@
 // rollout's advantages get mean 0 and deviation 1 for the actor; 2: they are divided by their recent
 // root mean square. average: decay, per update, of a mean of the weights that plays the `eval` games.
 #define OPTIONS(X)                                                                            \
-    X(seed, 1) X(steps, 10e6) X(workers, 2) X(frames, 2) X(steps_per_update, 120)             \
+    X(seed, 1) X(steps, 10e6) X(workers, 2) X(frames, 2) X(global_iteration_update, 120)             \
     X(gamma, 1) X(gae_lambda, .95) X(cut_at_points, 1)                                        \
     X(lost_game_reward, 0) X(mean, 0) X(beta, .02) X(beta_power, 3) X(lr_actor, 5e-4)         \
     X(lr_critic, 2e-3) X(anneal_steps, 0) X(rmsprop_decay, .975) X(rmsprop_epsilon, 5e-5)     \
@@ -289,7 +289,7 @@ typedef struct {
 static Worker *new_workers(int count) {
     Worker *workers = zeros(count, sizeof(Worker));
     for (int i = 0; i < count; i++)
-        workers[i].rollout = zeros(option.steps_per_update + 1, sizeof(Step));
+        workers[i].rollout = zeros(option.global_iteration_update + 1, sizeof(Step));
     return workers;
 }
 
@@ -312,14 +312,14 @@ static int chosen(const Step *step, double epsilon) {
 }
 
 // Play with the global weights, which the worker has just pulled, to the worker's next multiple of
-// steps_per_update or to the game's end.
+// global_iteration_update or to the game's end.
 static void play_rollout(Worker *worker, double steps_done) {
     Game *game = &worker->game;
     double epsilon = epsilon_at(worker, steps_done);
     int ahead = option.method == ONE_STEP_SARSA && !game->over && game->total_steps > 0;
     int next_action = ahead ? worker->rollout[worker->steps].action : -1;
     if (game->over) new_game(game);
-    int period = option.steps_per_update, n = 0;
+    int period = option.global_iteration_update, n = 0;
     int most = period - game->total_steps % period;
     for (; n < most && !game->over; n++) {
         Step *step = &worker->rollout[n];
@@ -677,11 +677,11 @@ int main(int count, char **arguments) {
             return 2;
         }
     }
-    if (option.steps_per_update < 1 || option.steps_per_update > MAX_STEPS || option.frames < 1 ||
+    if (option.global_iteration_update < 1 || option.global_iteration_update > MAX_STEPS || option.frames < 1 ||
         option.frames > MAX_FRAMES || option.workers < 1 || option.method < A3C ||
         option.method > N_STEP_Q) {
         fprintf(stderr,
-                "a3c: steps_per_update is 1 to %d, frames 1 to %d, workers 1 or more, method 0 to "
+                "a3c: global_iteration_update is 1 to %d, frames 1 to %d, workers 1 or more, method 0 to "
                 "3\n", MAX_STEPS, MAX_FRAMES);
         return 2;
     }

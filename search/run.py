@@ -1,6 +1,6 @@
 """Runs the compiled learner with lists of settings and several seeds, and makes a table of them.
 
-    python search/run.py RESULT.csv --seeds 1-6 --steps 4e6 --jobs 2 -- "" "steps_per_update=480"
+    python search/run.py RESULT.csv --seeds 1-6 --steps 4e6 --jobs 2 -- "" "gamma=.99"
 
 Each quoted string is what differs from the preset, "name=number name=number"; "" is the preset
 itself. The names are in OPTIONS of a3c.c. The game and the learner are built first where need be,
@@ -30,11 +30,11 @@ from runtime import checkpoints  # noqa: E402
 
 COMPILE = ["gcc", "-std=gnu11", "-O3", "-march=native", "-ffast-math"]
 MARKS = (1, 2, 3, 4, 5, 6, 8, 10)  # million steps
-COLUMNS = ["workers", "steps_per_update", "other", "seed",
+COLUMNS = ["workers", "global_iteration_update", "other", "seed",
            *(f"score_at_{mark}M" for mark in MARKS), "above_0_at_M", "above_18_at_M",
            "last_step_M", "last_score", "last_entropy",
            "sampled", "sampled_worst", "greedy", "greedy_worst"]  # fmt: skip
-OWN_COLUMNS = ("workers", "steps_per_update")
+OWN_COLUMNS = ("workers", "global_iteration_update")
 
 
 def fail(message):
@@ -44,7 +44,7 @@ def fail(message):
 
 
 def build(folder):
-    """The learner's program, made in a folder if it is not there or older than its sources."""
+    """Return the learner's program, made in a folder if it is missing or older than its sources."""
     program, sources = folder / "a3c", [HERE / n for n in ("a3c.c", "pong.h", "translate.py")]
     made = program.stat().st_mtime if program.exists() else 0
     if any(source.stat().st_mtime > made for source in sources):
@@ -60,46 +60,47 @@ def build(folder):
 
 
 def defaults():
-    """The learner's options, name -> default as it is written there."""
+    """Return the learner's options: dict of name -> default, as it is written there."""
     options = re.search(r"#define OPTIONS.*?\n\n", (HERE / "a3c.c").read_text(), re.S).group()
     return dict(re.findall(r"X\((\w+), ([\w.-]+)\)", options))
 
 
 def state(arrays, about):
-    """The numbers of a checkpoint that the learner goes on from, in read_state's order.
+    """Yield the numbers of a checkpoint for the learner to continue from, in read_state's order.
 
-    Raises KeyError where they are not there, as in one of another method.
+    Raises KeyError if one is missing, as in a checkpoint of another method.
     """
     yield np.array([about["agent_steps"], about["updates"]], np.int64)
     yield arrays["row_log/touched_by"].astype(np.int64)
-    heads = [(f"{head}/{name}", f"RMSPropOptimiser_{head}")
+    heads = [(f"globalnet/{head}_network/{name}", f"RMSPropOptimiser{head.title()}")
              for name in ("bias", "head_kernel", "head_bias")
-             for head in ("actor_network", "critic_network")]  # fmt: skip
+             for head in ("actor", "critic")]  # fmt: skip
     yield arrays["globalnet/kernel"].astype(np.float32)
-    yield from (arrays[f"globalnet/{name}"].T.astype(np.float32) for name, _ in heads)
+    yield from (arrays[name].T.astype(np.float32) for name, _ in heads)
     yield arrays["globalnet/mean_square"].astype(np.float32)
-    yield from (arrays[f"W_0/globalnet/{name}/{slot}"].T.astype(np.float32) for name, slot in heads)
+    yield from (arrays[f"{name}/{slot}"].T.astype(np.float32) for name, slot in heads)
 
 
 def write_state(where, path):
-    """Write the state of a run or checkpoint to a file; the checkpoint's name and steps.
+    """Write the state of a run or checkpoint to a file; return the checkpoint's name and steps.
 
-    Raises ValueError, with a line for the user, where there is none.
+    Raises ValueError, with a line for the user, if there is none.
     """
 
-    def fits(arrays, about):
+    def misfit(checkpoint):
         try:
-            list(state(arrays, about))
+            list(state(checkpoint.arrays, checkpoint.about))
         except KeyError as error:
             return f"it has no {error}"
 
-    found, arrays, about, _ = checkpoints.load_newest(where, fits)
-    path.write_bytes(b"".join(array.tobytes() for array in state(arrays, about)))
-    return f"{found.resolve().parent.parent.name}/{found.stem}", about["agent_steps"]
+    found = checkpoints.load_newest(where, misfit)
+    path.write_bytes(b"".join(x.tobytes() for x in state(found.arrays, found.about)))
+    name = f"{found.path.resolve().parent.parent.name}/{found.path.stem}"
+    return name, found.about["agent_steps"]
 
 
 def row(text, seed, printed, played, name="", steps=0):
-    """A run's row of the table.
+    """Return a run's row of the table.
 
     Args:
         text, seed: what it was given.
@@ -122,7 +123,7 @@ def row(text, seed, printed, played, name="", steps=0):
 
 
 def play(learner, text, seed, steps, start):
-    """One run; its row, and what it printed beside.
+    """Do one run; return its row of the table, and its other lines.
 
     Args:
         learner: its program, with the state it goes on from if there is one.
@@ -138,7 +139,7 @@ def play(learner, text, seed, steps, start):
 
 
 def parse(arguments):
-    """The command line."""
+    """Parse the command line."""
 
     class Parser(argparse.ArgumentParser):
         def error(self, message):

@@ -108,12 +108,12 @@ class Translation:
         return self.rom[address & 0x7FF]
 
     def address(self, pc, mode):
-        """The address after the opcode at pc."""
+        """Return the address after the opcode at pc."""
         low = self.at(pc + 1)
         return low | self.at(pc + 2) << 8 if LENGTHS[mode] == 3 else low
 
     def operand(self, pc, mode):
-        """The C of what an instruction reads or changes."""
+        """Return the C of the operand of an instruction."""
         address, index = self.address(pc, mode), INDEX.get(mode)
         if mode == "imm":
             return str(address)
@@ -127,7 +127,7 @@ class Translation:
         return READ.get(address if address >= 0x280 else address & 15, "0")
 
     def store(self, pc, mode, value):
-        """The C of an instruction that writes a register; writes that do not matter are none."""
+        """Return the C of an instruction that stores a value; ";" if the store does not matter."""
         address, index = self.address(pc, mode), INDEX.get(mode)
         if 0x80 <= address < 0x100:
             return f"{self.operand(pc, mode)} = {value};"
@@ -135,9 +135,9 @@ class Translation:
         return writes.get(address, ";").format(index=index, value=value)
 
     def step(self, pc):
-        """The C of the instruction at pc, and the addresses that may come after it, the next last.
+        """Return the C of the instruction at pc, and the addresses that may follow it.
 
-        The C ends in a jump to that one. Calls are translated as they are met.
+        The last of them is the one that follows without a jump. Calls are translated when met.
         """
         if pc in BY_HAND:
             code, after = BY_HAND[pc]
@@ -168,7 +168,7 @@ class Translation:
         return STATEMENTS[name].format(operand), [after]
 
     def body(self, *entries):
-        """The lines of all that is reached from some addresses, up to a return or a new frame."""
+        """Return the lines of all that is reached from addresses, up to a return or a new frame."""
         found, todo = {}, list(entries)
         while todo:
             pc = todo.pop()
@@ -188,7 +188,7 @@ class Translation:
         return lines
 
     def function(self, entry):
-        """Translate what is called at an address, if it is not yet."""
+        """Translate the function at an address, if it has not been translated yet."""
         if entry not in self.called:
             self.called.add(entry)
             head = f"static inline __attribute__((always_inline)) Cpu sub_{entry:04X}"
@@ -197,7 +197,7 @@ class Translation:
             self.functions.append("\n".join(lines).replace("RETURN", "return cpu"))
 
     def header(self):
-        """The header's text: the cartridge as an array, what is called, and `pong_run`."""
+        """Return the header's text: the cartridge as an array, the functions, and `pong_run`."""
         body = self.body(COLD_START, NEW_FRAME)
         main = ["static void pong_run(Pong *pong, int cold) {", "uint8_t *ram = pong->ram;",
                 "Cpu cpu = {.sp = 0xff};", f"if (cold) goto {label(COLD_START)};", "goto BEGIN;",
@@ -208,17 +208,17 @@ class Translation:
 
 
 def ram(address):
-    """A byte of memory, in C."""
+    """Return the C of a byte of memory."""
     return f"ram[{address & 0x7F:#x}]"
 
 
 def label(address):
-    """What an address is called in C."""
+    """Return the label of an address in C."""
     return f"L{address:04X}"
 
 
 def translate(folder):
-    """Write game.h to a folder. Raises ValueError where the cartridge is another."""
+    """Write game.h to a folder. Raises ValueError if the cartridge is another one."""
     rom = (pathlib.Path(ale_py.__file__).parent / "roms" / "pong.bin").read_bytes()
     if hashlib.md5(rom).hexdigest() != MD5:
         raise ValueError("ale_py's pong.bin is not the cartridge that is translated here")

@@ -1,7 +1,8 @@
 """The figures of the README; not a test. `python tests/benchmark.py [part ...]`, see PARTS.
 
-What is compared alternates in one run, and medians are printed, for machines are noisy. Steps are
-agent steps, of 2 to 4 emulator frames each.
+Things that are compared alternate in one run, and medians are printed: machines are noisy. Steps
+are agent steps, of 2 to 4 emulator frames each. The variable ROUNDS says how many rounds there are,
+and OTHER names a second checkout for `throughput` to compare this one with.
 """
 
 import csv
@@ -21,16 +22,17 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import numpy as np  # noqa: E402
-import test_cluster  # noqa: E402
+from in_process import InProcess  # noqa: E402
 
 import a3c_pong  # noqa: E402
 import pong_actor  # noqa: E402
 import preprocessing  # noqa: E402
 from runtime import checkpoints  # noqa: E402
-from runtime import run as training  # noqa: E402
+from runtime.run import MEASURED_EVERY  # noqa: E402
 
 CORES = len(os.sched_getaffinity(0))
 ROUNDS, SECONDS = int(os.environ.get("ROUNDS", 3)), 20
+OTHER = os.environ.get("OTHER")
 
 
 def bare(processes, seconds=SECONDS):
@@ -110,9 +112,10 @@ def dense(threads, seconds=SECONDS):
 class Training:
     """A run of the real script, and what was seen of it from outside."""
 
-    def __init__(self, seconds=SECONDS, *options, output=subprocess.DEVNULL):
+    def __init__(self, seconds=SECONDS, *options, output=subprocess.DEVNULL, checkout=ROOT):
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, ROOT / "a3c_pong.py", "--render", "never", *options]
+            script = pathlib.Path(checkout) / "a3c_pong.py"
+            command = [sys.executable, script, "--render", "never", *options]
             command += ["--run-dir", f"{folder}/run", "--max-minutes", str((seconds + 2) / 60)]
             process = subprocess.Popen(command, stdin=output, stdout=output)
             self.samples = []  # (time, CPU seconds of the main process, its memory, its actors')
@@ -149,6 +152,8 @@ def resident(pid):
 
 def throughput():
     """Training against bare ALE and against the dense graph, default settings, no window."""
+    if OTHER:
+        return throughput_of_two()
     a3c_pong.load_tensorflow()
     rounds = []
     for _ in range(ROUNDS):
@@ -159,10 +164,24 @@ def throughput():
     print(f"median: {of_bare:.1%} of bare ALE on {CORES} cores, {times:.1f} x the dense graph")
 
 
+def throughput_of_two():
+    """Training in this checkout and in OTHER, as shares of bare ALE in the same round."""
+    shares = []
+    for number in range(ROUNDS):
+        order = (ROOT, OTHER) if number % 2 else (OTHER, ROOT)
+        trained = {where: Training(checkout=where).steps_per_second for where in order}
+        alone = bare(CORES)
+        shares.append((trained[ROOT] / alone, trained[OTHER] / alone))
+        print(f"bare ALE {alone:,.0f}  this {shares[-1][0]:.1%}  other {shares[-1][1]:.1%}")
+    this, other = (statistics.median(column) for column in zip(*shares))
+    difference = statistics.median(mine - theirs for mine, theirs in shares)
+    print(f"medians: this {this:.1%}, other {other:.1%}, of the differences {difference:+.1%}")
+
+
 def workers():
     """Throughput by number of workers, and the main process' share of a core."""
     counts = 1, 2, 4, 8
-    rounds = [[Training(SECONDS, "--workers", str(n)) for n in counts] for _ in range(ROUNDS)]
+    rounds = [[Training(SECONDS, "--num-workers", str(n)) for n in counts] for _ in range(ROUNDS)]
     for n, runs in zip(counts, zip(*rounds)):
         speed = statistics.median(run.steps_per_second for run in runs)
         share = statistics.median(run.main_share() for run in runs)
@@ -203,23 +222,18 @@ def methods():
 
 def events():
     """What the figures for TensorBoard cost: an update that measures them, against a plain one."""
-    a3c_pong.load_tensorflow()
-    actors = pong_actor.Actors(pong_actor.game("Pong-v0"), 1, (20, 6400, 300))
-    actors.start("W_0")
-    run, session = a3c_pong.Run(a3c_pong.Settings()), a3c_pong.new_session()
-    (worker,) = a3c_pong.build(session, run, actors)
-    worker._begin()
     times = {False: [], True: []}
-    for number in range(2000):
-        rollout, measures = worker.actor.play(20), number % 2 == 1
-        ends = [False] * (len(rollout.rewards) - 1) + [rollout.terminal]
-        returns = a3c_pong.lambda_returns(rollout.rewards, ends, 0.9, 1.0)
-        began = time.perf_counter()
-        worker.AC.update_global(rollout, *returns, measured={} if measures else None)
-        times[measures].append(time.perf_counter() - began)
-    actors.close()
+    with InProcess(a3c_pong.Settings(seed=1)) as launch:
+        _, (worker,) = launch.build()
+        worker.begin()
+        for number in range(2000):
+            rollout, measure = worker.play(), number % 2 == 1
+            returns = worker.returns(rollout, rollout.rewards)
+            began = time.perf_counter()
+            worker.AC.update_global(rollout, returns, measure=measure)
+            times[measure].append(time.perf_counter() - began)
     more = statistics.median(times[True]) - statistics.median(times[False])
-    every = training.MEASURED_EVERY
+    every = MEASURED_EVERY
     print(f"{1e6 * more:.0f} us more, once in {every} s: {more / every:.4%} of a core")
 
 
@@ -259,15 +273,15 @@ def start():
 SAVING = """if True:
     import contextlib, sys, time
     import a3c_pong
-    from runtime import run as training
-    closed = training.Gate.closed
+    from runtime.run import Gate
+    closed = Gate.closed
     @contextlib.contextmanager
     def timed(gate):
         start = time.perf_counter()
         with closed(gate) as empty:
             yield empty
         print("stopped", time.perf_counter() - start)
-    training.Gate.closed = timed
+    Gate.closed = timed
     sys.exit(a3c_pong.main(sys.argv[1:]))"""
 
 
@@ -306,7 +320,9 @@ class ClusterTraining:
     SETTLED = 15  # seconds until all have joined
 
     def __init__(self, processes, seconds=SECONDS):
-        ports = [test_cluster.free_port() for _ in range(processes + 1)]
+        from test_cluster import free_port
+
+        ports = [free_port() for _ in range(processes + 1)]
         ps, chief, *workers = (f"127.0.0.1:{port}" for port in ports)
         addresses = dict(ps=[ps], chief=[chief], worker=workers)
         minutes = str((self.SETTLED + seconds) / 60)
@@ -323,7 +339,7 @@ class ClusterTraining:
                 process.wait(60)
             with open(f"{folder}/run/scores.csv") as file:
                 rows = [(float(r["seconds"]), int(r["agent_steps"])) for r in csv.DictReader(file)]
-            _, _, about, _ = checkpoints.load_newest(f"{folder}/run")
+            about = checkpoints.load_newest(f"{folder}/run").about
         rows = [row for row in rows if row[0] > self.SETTLED]
         self.steps_per_second = (rows[-1][1] - rows[0][1]) / (rows[-1][0] - rows[0][0])
         updates_per_second = self.steps_per_second * about["updates"] / about["agent_steps"]
@@ -335,7 +351,7 @@ class ClusterTraining:
     @staticmethod
     def start(addresses, job, index, *options):
         config = json.dumps(dict(cluster=addresses, task=dict(type=job, index=index)))
-        command = [sys.executable, ROOT / "a3c_pong.py", "--workers", "1", "--render", "never"]
+        command = [sys.executable, ROOT / "a3c_pong.py", "--num-workers", "1", "--render", "never"]
         environment = dict(os.environ, TF_CONFIG=config)
         return subprocess.Popen(
             [*command, *options], env=environment, stdout=subprocess.DEVNULL, cwd=ROOT
@@ -358,7 +374,7 @@ def cluster():
     for n in 1, 2, 3:
         rounds = []
         for _ in range(ROUNDS):
-            alone = Training(SECONDS, "--workers", str(n)).steps_per_second
+            alone = Training(SECONDS, "--num-workers", str(n)).steps_per_second
             rounds.append((ClusterTraining(n), alone))
         runs, alone = zip(*rounds)
         speed, size, cpu = (

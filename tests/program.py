@@ -149,8 +149,8 @@ def save_agent(run_folder, agent_steps=1234, seed=0, method="a3c", frames=1):
     arrays = {f"globalnet/{n}": rng.normal(0, 0.1, s).astype("f") for n, s in shapes.items()}
     file = run_folder / "checkpoints" / f"step-{agent_steps:09}.npz"
     file.parent.mkdir(parents=True, exist_ok=True)
-    about = dict(method=method, settings=dict(env_id="Pong-v0"), agent_steps=agent_steps)
-    checkpoints.save(file, arrays, about)
+    about = dict(method=method, settings=dict(game_env="Pong-v0"), agent_steps=agent_steps)
+    checkpoints.save(file, checkpoints.Checkpoint(arrays, about))
     return file, arrays
 
 

@@ -17,13 +17,15 @@ def write(run_folder, *names):
     folder = run_folder / "checkpoints"
     folder.mkdir(exist_ok=True)
     for number, name in enumerate(names):
-        checkpoints.save(folder / name, ARRAYS, ABOUT | {"number": number})
+        saved = checkpoints.Checkpoint(ARRAYS, ABOUT | {"number": number})
+        checkpoints.save(folder / name, saved)
     return folder
 
 
 def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
     folder = write(tmp_path, "step-000000007.npz")
-    arrays, about = checkpoints.load(folder / "step-000000007.npz")
+    loaded = checkpoints.load(folder / "step-000000007.npz")
+    arrays, about = loaded.arrays, loaded.about
     assert about == ABOUT | {"number": 0}
     assert arrays.keys() == ARRAYS.keys()
     for name, array in ARRAYS.items():
@@ -40,11 +42,12 @@ def test_no_flipped_bit_and_no_missing_end_gives_other_numbers(tmp_path):
         bad[bit // 8] ^= 1 << bit % 8
         path.write_bytes(bad)
         try:
-            arrays, about = checkpoints.load(path)  # the bit was in a date, or the like
+            loaded = checkpoints.load(path)  # the bit was in a date, or the like
         except checkpoints.Damaged as damaged:
             assert str(path) in str(damaged) and "\n" not in str(damaged)
             found += 1
         else:
+            arrays, about = loaded.arrays, loaded.about
             assert about == ABOUT | {"number": 0}
             assert arrays.keys() == ARRAYS.keys()
             assert all(np.array_equal(arrays[name], ARRAYS[name]) for name in ARRAYS)
@@ -63,13 +66,14 @@ def test_the_newest_good_one_is_loaded_and_the_others_are_named(tmp_path):
     (folder / order[0]).write_bytes(b"")
     (folder / "unfinished").write_bytes(b"half of one")
 
-    path, _, about, lines = checkpoints.load_newest(tmp_path)
-    assert (path.name, about["number"]) == (order[1], 1)
-    assert len(lines) == 1 and order[0] in lines[0]
-    unfit = lambda arrays, about: about["number"] in (0, 1) and "another network"
-    path, _, _, lines = checkpoints.load_newest(tmp_path, unfit)
-    assert path.name == order[2] and lines[1].endswith("does not fit: another network")
-    assert checkpoints.load_newest(folder / "best.npz")[2]["number"] == 0
+    newest = checkpoints.load_newest(tmp_path)
+    assert (newest.path.name, newest.about["number"]) == (order[1], 1)
+    assert len(newest.passed_over) == 1 and order[0] in newest.passed_over[0]
+    misfit = lambda checkpoint: checkpoint.about["number"] in (0, 1) and "another network"
+    newest = checkpoints.load_newest(tmp_path, misfit)
+    assert newest.path.name == order[2]
+    assert newest.passed_over[1].endswith("does not fit: another network")
+    assert checkpoints.load_newest(folder / "best.npz").about["number"] == 0
 
     for name in order:
         (folder / name).write_bytes(b"PK")
@@ -89,6 +93,6 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path):
     before = path.read_bytes()
     (path.parent / "unfinished").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left"):
-        checkpoints.save(path, {"large": np.zeros(100_000)}, {})
+        checkpoints.save(path, checkpoints.Checkpoint({"large": np.zeros(100_000)}, {}))
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]

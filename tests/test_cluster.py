@@ -17,9 +17,9 @@ import pytest
 from program import FAILS_WHEN_TOLD, ROOT, wait_until
 from test_resume import newest, rows_of
 
-from cluster import parameter_server as cluster
+from cluster.config import described, split_address
 
-EXACT = "--workers", "1", "--seed", "5", "--render", "never"
+EXACT = "--num-workers", "1", "--seed", "5", "--render", "never"
 
 
 # ---------------------------------------------------------------------------------------- TF_CONFIG
@@ -31,11 +31,11 @@ def config(job="ps", index=0, **jobs):
 
 
 def test_a_description_is_read():
-    member = cluster.described(config("worker", 1, ps=["[::1]:2222", "host:1"]))
+    member = described(config("worker", 1, ps=["[::1]:2222", "host:1"]))
     assert member.job == "worker" and member.index == 1 and member.first_worker() == 200
     assert member.where("ps", 0) == "/job:ps/task:0 at [::1]:2222"
-    assert cluster.split_address("[::1]:2222") == ("::1", 2222)
-    assert cluster.described(config("chief")).first_worker() == 0
+    assert split_address("[::1]:2222") == ("::1", 2222)
+    assert described(config("chief")).first_worker() == 0
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_description_is_read():
 )
 def test_a_wrong_description_gets_one_line_that_says_what_is_wrong(text, words):
     with pytest.raises(ValueError) as error:
-        cluster.described(text)
+        described(text)
     assert words in str(error.value)
     assert "\n" not in str(error.value) and str(error.value).startswith("TF_CONFIG")
 
@@ -78,7 +78,7 @@ def test_the_script_says_it_on_one_line_with_status_2(start):
         runs = {
             start(TF_CONFIG="{"): "TF_CONFIG is not JSON",
             start(TF_CONFIG=config(ps=[f"h:{port}"])): f"port {port} of this machine: it is in use",
-            start("--workers", "101", TF_CONFIG=config("chief")): "at most 100 --workers",
+            start("--num-workers", "101", TF_CONFIG=config("chief")): "at most 100 --num-workers",
         }
         for run, words in runs.items():
             assert run.wait() == 2
@@ -115,9 +115,9 @@ class Cluster:
 def three_that_save_often(start):
     """A `Cluster` of a parameter server, a chief and a worker, and the three, started."""
     cluster = Cluster(start, workers=1)
-    options = "--workers", "1", "--render", "never", "--autosave-minutes", "0.03", "--seed", "1"
+    options = "--num-workers", "1", "--render", "never", "--autosave-minutes", "0.03", "--seed", "1"
     ps, chief = cluster("ps"), cluster("chief", 0, *options)
-    return cluster, ps, chief, cluster("worker", 0, "--workers", "1")
+    return cluster, ps, chief, cluster("worker", 0, "--num-workers", "1")
 
 
 def free_port():
@@ -145,12 +145,12 @@ def assert_quiet(*programs):
 
 SAYS_ITS_BETA = """if True:  # the script, but that a worker process ends with its beta
     import sys, a3c_pong
-    from cluster import member as members
-    train_for_chief = members.train_for_chief
-    def saying(run, *others):
-        train_for_chief(run, *others)
-        print("its beta:", run.beta())
-    members.train_for_chief = saying
+    from cluster.launch import Follower
+    plot = Follower.plot
+    def saying(follower):
+        print("its beta:", follower.run.globalnet.beta)
+        return plot(follower)
+    Follower.plot = saying
     sys.exit(a3c_pong.main(sys.argv[1:]))"""
 
 
@@ -158,10 +158,10 @@ SAYS_ITS_BETA = """if True:  # the script, but that a worker process ends with i
 def four(start_shared):
     """(the `Cluster`, ps, chief, workers) of a run of 20 games that has ended."""
     cluster = Cluster(start_shared)
-    options = "--max-episodes", "20", "--workers", "1", "--render", "never", "--seed", "3"
+    options = "--max-global-episodes 20 --num-workers 1 --render never --seed 3".split()
     workers = [
-        cluster("worker", 0, "--workers", "2", program=("-c", SAYS_ITS_BETA)),
-        cluster("worker", 1, "--workers", "1", "--gamma", "0.5"),
+        cluster("worker", 0, "--num-workers", "2", program=("-c", SAYS_ITS_BETA)),
+        cluster("worker", 1, "--num-workers", "1", "--gamma", "0.5"),
     ]
     chief = cluster("chief", 0, *options, "--beta", "0.5", "--beta-power", "1")
     ps, actors = cluster("ps"), []
@@ -269,8 +269,8 @@ def test_several_parameter_servers_hold_the_same_numbers(start, alone):
 @pytest.mark.slow
 def test_a_workers_death_its_return_and_its_ctrl_c_are_nobody_elses_concern(start):
     cluster = Cluster(start, workers=2)
-    ps, chief = cluster("ps"), cluster("chief", 0, "--workers", "1", "--render", "never")
-    workers = [cluster("worker", k, "--workers", "1") for k in (0, 1)]
+    ps, chief = cluster("ps"), cluster("chief", 0, "--num-workers", "1", "--render", "never")
+    workers = [cluster("worker", k, "--num-workers", "1") for k in (0, 1)]
     assert wait_until(lambda: games_by(chief, "W_100", "W_200"))
     workers[0].process.kill()
     assert workers[0].no_actor_is_left()
@@ -279,7 +279,7 @@ def test_a_workers_death_its_return_and_its_ctrl_c_are_nobody_elses_concern(star
     assert "Ctrl-C: this worker leaves, the others go on" in workers[1].out
     before = games_of(chief)
     assert wait_until(lambda: games_of(chief) > before + 1)
-    back = cluster("worker", 0, "--workers", "1")
+    back = cluster("worker", 0, "--num-workers", "1")
     before = games_by(chief, "W_100")
     assert wait_until(lambda: games_by(chief, "W_100") > before)
     chief.signal(signal.SIGINT)
@@ -336,8 +336,8 @@ def test_a_chief_that_returns_from_a_kill_goes_on_from_its_last_checkpoint(start
 @pytest.mark.slow
 def test_a_chief_that_fails_leaves_a_checkpoint_and_ends_the_others(start):
     cluster = Cluster(start, workers=1)
-    ps, worker = cluster("ps"), cluster("worker", 0, "--workers", "1")
-    options = "--workers", "1", "--render", "never"
+    ps, worker = cluster("ps"), cluster("worker", 0, "--num-workers", "1")
+    options = "--num-workers", "1", "--render", "never"
     chief = cluster("chief", 0, *options, program=("-c", FAILS_WHEN_TOLD))
     assert wait_until(lambda: games_by(chief, "W_0", "W_100"))
     (chief.folder / "fail").touch()
@@ -355,11 +355,11 @@ def test_a_chief_that_fails_leaves_a_checkpoint_and_ends_the_others(start):
 @pytest.mark.slow
 def test_another_run_of_the_chiefs_is_the_workers_too(start):
     cluster = Cluster(start, workers=1)
-    ps, chief = cluster("ps"), cluster("chief", 0, "--workers", "1", "--render", "never")
-    worker = cluster("worker", 0, "--workers", "1")
+    ps, chief = cluster("ps"), cluster("chief", 0, "--num-workers", "1", "--render", "never")
+    worker = cluster("worker", 0, "--num-workers", "1")
     assert wait_until(lambda: "trains with" in worker.out)
     chief.process.kill()
-    options = "--method", "n-step-q", "--workers", "1", "--render", "never"
+    options = "--method", "n-step-q", "--num-workers", "1", "--render", "never"
     other = cluster("chief", 0, *options)
     assert wait_until(lambda: games_by(other, "W_0", "W_100"))
     other.signal(signal.SIGTERM)
@@ -376,7 +376,7 @@ def test_a_run_goes_on_in_a_cluster_and_alone_again(start, alone, tmp_path):
     assert alone.wait() == 0
     run = pathlib.Path(shutil.copytree(alone.folder / "run", tmp_path / "run"))
     ps = cluster("ps")
-    chief = cluster("chief", 0, "--resume", str(run), "--workers", "1", "--max-steps", "4500")
+    chief = cluster("chief", 0, "--resume", str(run), "--num-workers", "1", "--max-steps", "4500")
     assert chief.wait() == ps.wait() == 0
     assert newest(run)[1]["agent_steps"] == 4500
     again = start("--resume", str(run), "--max-steps", "5000")
@@ -390,7 +390,7 @@ def test_a_run_goes_on_in_a_cluster_and_alone_again(start, alone, tmp_path):
 @pytest.mark.slow
 def test_a_chief_that_cannot_reach_its_parameter_server_says_what_is_lost(start):
     cluster = Cluster(start, workers=0)
-    ps, chief = cluster("ps"), cluster("chief", 0, "--workers", "1", "--render", "never")
+    ps, chief = cluster("ps"), cluster("chief", 0, "--num-workers", "1", "--render", "never")
     assert wait_until(lambda: games_of(chief) > 0)
     ps.process.kill()
     assert wait_until(lambda: "waiting for /job:ps/task:0" in chief.out)
@@ -403,7 +403,7 @@ def test_a_chief_that_cannot_reach_its_parameter_server_says_what_is_lost(start)
 @pytest.mark.slow
 def test_ctrl_c_ends_those_who_wait_for_others(start):
     cluster = Cluster(start, workers=1)
-    waiting = cluster("worker"), cluster("chief", 0, "--workers", "1"), cluster("ps")
+    waiting = cluster("worker"), cluster("chief", 0, "--num-workers", "1"), cluster("ps")
     waiting[2].process.kill()
     for program in waiting[:2]:
         assert wait_until(lambda: "waiting for /job:ps/task:0 at" in program.out)  # noqa: B023
@@ -493,8 +493,8 @@ def test_hosts_with_a_link_cut_for_10_seconds_go_on_and_rows_are_all_that_crosse
     hosts = {(name, 0): network.on(name) for name in network.names}
     cluster = Cluster(start, hosts, workers=1)
     ps = cluster("ps")
-    chief = cluster("chief", 0, "--workers", "1", "--render", "never", "--seed", "2")
-    worker = cluster("worker", 0, "--workers", "1")
+    chief = cluster("chief", 0, "--num-workers", "1", "--render", "never", "--seed", "2")
+    worker = cluster("worker", 0, "--num-workers", "1")
     assert wait_until(lambda: games_by(chief, "W_0", "W_100"))
 
     network.cable("worker", "down")

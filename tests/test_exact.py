@@ -5,18 +5,21 @@ import threading
 import numpy as np
 import pytest
 from dense_a3c import DenseA3C
+from in_process import GAME, InProcess, new_policies
 
 import a3c_pong
 import pong_actor
+from runtime.actors import PongActor
+from runtime.graph import make_callable, new_session
+from runtime.optimizer import RowLog, RowRMSProp
 
-GAME = pong_actor.Game("Pong-v0", num_actions=6, frames_per_step=3.0)
 SIZES = (20, 6400, 300)
 
 
 @pytest.fixture(scope="module")
 def rollouts():
     """Rollouts of real play, copied, with a game's end among them."""
-    actor = pong_actor.PongActor(GAME, [1, 2], SIZES)
+    actor = PongActor(GAME, [1, 2], SIZES)
     rng = np.random.default_rng(0)
     actor.policy.kernel[...] = rng.normal(0, 0.1, actor.policy.kernel.shape)
     actor.policy.head_kernel[...] = rng.normal(0, 0.1, actor.policy.head_kernel.shape)
@@ -43,32 +46,16 @@ def dense(rollout):
     return states
 
 
-def in_double(network):
-    """A method's networks in double precision."""
-    return type(network.__name__, (network,), {"DTYPE": "float64"})
-
-
 class Sparse:
     """The real networks of `a3c_pong` with a number of local copies, all pulled."""
 
     def __init__(self, tf, workers, settings, double=False, seed=3):
         self.settings = settings
-        graph = tf.Graph()
-        with graph.as_default(), tf.device("/cpu:0"):
-            tf.set_random_seed(seed)
-            self.session = a3c_pong.new_session()
-            network = a3c_pong.METHODS[settings.method]
-            network = in_double(network) if double else network
-            self.globalnet = network("globalnet", self.session, 6, settings)
-            self.locals = [
-                network(f"W_{i}", self.session, 6, settings, self.globalnet) for i in range(workers)
-            ]
-            self.session.run(tf.global_variables_initializer())
-        shapes = (6400 * settings.frames, 300), (300,), (300, 6), (6,)
-        empty = [np.zeros(shape, np.float32) for shape in shapes]
-        self.policies = [
-            pong_actor.PolicyWeights(*(array.copy() for array in empty)) for _ in self.locals
-        ]
+        dtype = "float64" if double else "float32"
+        run, built = InProcess(settings, workers, dtype, seed, play=False).build()
+        self.globalnet, self.session = run.globalnet, run.globalnet.session
+        self.locals = [worker.AC for worker in built]
+        self.policies = new_policies(settings, workers)
         for worker in range(workers):
             self.pull_global(worker)
 
@@ -76,15 +63,15 @@ class Sparse:
         returns = a3c_pong.lambda_returns(
             rewards, ends(rollout), self.settings.gamma, self.locals[worker].lambda_
         )
-        self.locals[worker].update_global(rollout, *returns, **others)
+        return self.locals[worker].update_global(rollout, returns, **others)
 
     def pull_global(self, worker):
         self.locals[worker].pull_global(self.policies[worker])
 
     def values(self, net):
-        a, c = net.a_params, net.c_params
+        params = net.params
         names = "kernel", "ab1", "aw2", "ab2", "cb1", "cw2", "cb2"
-        values = dict(zip(names, self.session.run([net.net.kernel, *a, *c])))
+        values = dict(zip(names, self.session.run([params.kernel, *params.others()])))
         kernel = values.pop("kernel")
         return {"aw1": kernel[:, :300], "cw1": kernel[:, 300:], **values}
 
@@ -221,12 +208,12 @@ def test_rows_untouched_for_1000_updates_are_decayed_as_the_dense_ones(tf, rollo
 def test_measuring_an_update_gives_its_figures_and_changes_nothing(tf, rollouts):
     plain, measured = (Sparse(tf, 1, a3c_pong.Settings()) for _ in range(2))
     for rollout in rollouts[:40]:
-        rewards, figures, policy = rollout.rewards.tolist(), {}, measured.policies[0]
+        rewards, policy = rollout.rewards.tolist(), measured.policies[0]
         layer = np.clip(dense(rollout)[:-1] @ policy.kernel + policy.bias, 0, 6)
         p = np.exp(layer @ policy.head_kernel + policy.head_bias)
         p /= p.sum(axis=1, keepdims=True)
-        plain.update_global(0, rollout, rewards)
-        measured.update_global(0, rollout, rewards, measured=figures)
+        assert plain.update_global(0, rollout, rewards) is None
+        figures = measured.update_global(0, rollout, rewards, measure=True)
         assert figures.keys() == {"policy_loss", "value_loss", "entropy", "gradient_norm"}
         assert figures["entropy"] == pytest.approx(-np.sum(p * np.log(p)) / len(p), rel=1e-3)
         assert all(figure > 0 for name, figure in figures.items() if name != "policy_loss")
@@ -244,19 +231,21 @@ def test_annealing_takes_learning_rates_to_0_and_beta_falls_with_the_points_lost
     full = dict(lr_actor=1e-4, lr_critic=2e-4, beta=0.5, beta_power=2.0, anneal_steps=2000)
     after = []
     for settings, steps, games in (half, 0, 9), (full, 1000, 400), (full, 2000, 400), (full, 0, 0):
-        run = a3c_pong.Run(a3c_pong.Settings(**settings))
-        sparse = Sparse(tf, 1, run.settings, double=True)
-        run.agent_steps = steps
+        sparse = Sparse(tf, 1, a3c_pong.Settings(**settings), double=True)
+        globalnet = sparse.globalnet
+        run = a3c_pong.Run(sparse.settings, globalnet)
+        globalnet.T = steps
         for _ in range(games):
             run.count(0, ("W_0", 0, 0))
-        beta = run.beta()
+        beta = globalnet.beta
         del run.episodes[2:]
         run.look_back()
         assert run.lost == pytest.approx(1 if games == 0 else 0.905)
         rollout = rollouts[3]
         returns = a3c_pong.lambda_returns(rollout.rewards, ends(rollout), 0.9, 1.0)
         before = sparse.values(sparse.globalnet)
-        sparse.locals[0].update_global(rollout, *returns, annealed=run.annealed(), beta=beta)
+        globalnet.beta = beta
+        sparse.locals[0].update_global(rollout, returns)
         after.append({k: v - before[k] for k, v in sparse.values(sparse.globalnet).items()})
     for name, expected in after[0].items():
         np.testing.assert_allclose(after[1][name], expected, rtol=1e-4, atol=1e-12)
@@ -270,9 +259,9 @@ def test_probability_zero_gives_no_nan(tf, rollouts):
     local = sparse.locals[0]
     certain = np.array([200, 0, 0, 0, 0, 0], np.float32)
     for net in (local, sparse.globalnet):
-        net.a_params[2].load(certain, sparse.session)
+        net.params.heads["actor_network"][2].load(certain, sparse.session)
     rollout = rollouts[0]._replace(actions=np.full_like(rollouts[0].actions, 3))
-    feed = {local.rows: rollout.rows, local.s: rollout.states}
+    feed = {local.feeds.rows: rollout.rows, local.s: rollout.states}
     assert sparse.session.run(local.a_prob, feed)[0, 3] == 0
     sparse.update_global(0, rollout, [1.0] * len(rollout.actions))
     for name, values in sparse.values(sparse.globalnet).items():
@@ -281,8 +270,9 @@ def test_probability_zero_gives_no_nan(tf, rollouts):
 
 def test_initial_weights_have_the_chapter_s_spread(tf):
     sparse = Sparse(tf, 0, a3c_pong.Settings())
-    net = sparse.globalnet
-    values = sparse.session.run([net.net.kernel, net.a_params[1], net.c_params[1]])
+    params = sparse.globalnet.params
+    kernels = [params.kernel, *(head[1] for head in params.heads.values())]
+    values = sparse.session.run(kernels)
     assert np.allclose([value.std() for value in values], 0.1, rtol=0.2)
 
 
@@ -292,7 +282,7 @@ def test_the_actors_policy_is_the_local_net_s(tf, rollouts):
     sparse.update_global(0, rollout, [1.0] * len(rollout.actions))
     sparse.pull_global(0)
     player = pong_actor.Player(None, sparse.policies[0], 0)
-    feed = {local.rows: rollout.rows, local.s: rollout.states}
+    feed = {local.feeds.rows: rollout.rows, local.s: rollout.states}
     expected = sparse.session.run(local.a_prob, feed)
     for state, probabilities in zip(rollout.states, expected):
         weights = np.exp(player.outputs(rollout.rows[state > 0].astype(np.int64)))
@@ -318,13 +308,13 @@ def race(tf):
     """(mean squares relative to what the numbers of updates allow, the decay of an update)."""
     graph, updates = tf.Graph(), 40
     with graph.as_default(), tf.variable_scope("race", use_resource=True):
-        session = a3c_pong.new_session()
+        session = new_session()
         kernel = tf.get_variable("kernel", [6400, 400], initializer=tf.zeros_initializer())
-        optimizer = a3c_pong.RowRMSProp(kernel, np.full(400, 1e-4), 1.0, a3c_pong.Settings())
-        log = a3c_pong.RowLog(6400)
+        optimizer = RowRMSProp(kernel, np.full(400, 1e-4), 1.0, decay=0.9, epsilon=1e-10)
+        log = RowLog(6400)
         rows = tf.placeholder(tf.int32, [None])
         push = optimizer.apply_gradients(tf.zeros([tf.shape(rows)[0], 400]), rows)
-        update = a3c_pong.make_callable(session, push, [rows])
+        update = make_callable(session, push, [rows])
         catch_up = optimizer.catch_up(session)
         session.run(tf.global_variables_initializer())
 
@@ -347,7 +337,7 @@ def race(tf):
 
 
 def test_a_pull_takes_what_others_changed_and_nothing_else():
-    log = a3c_pong.RowLog(6400)
+    log = RowLog(6400)
     rows, now = log.changed_since(0)
     assert len(rows) == 6400  # the first pull copies the global net
     log.end_update(np.array([3, 5], np.int32))
@@ -360,18 +350,18 @@ def test_a_pull_takes_what_others_changed_and_nothing_else():
 def test_the_public_way_to_a_callable_gives_the_same(tf):
     """Where TensorFlow's private way is missing."""
     with tf.Graph().as_default():
-        session = a3c_pong.new_session()
+        session = new_session()
         x = tf.placeholder(tf.float32, [None])
         counter = tf.get_variable("n", initializer=0.0, use_resource=True)
         session.run(tf.global_variables_initializer())
         fetches = [2 * x, counter.assign_add(1.0).op, x + 1]
-        fast = a3c_pong.make_callable(session, fetches, [x])
+        fast = make_callable(session, fetches, [x])
         assert type(fast).__name__ == "_Callable"  # this TensorFlow has it
 
         class Public:
             make_callable = session.make_callable
 
-        slow = a3c_pong.make_callable(Public(), fetches, [x])
+        slow = make_callable(Public(), fetches, [x])
         value = np.array([1, 2], np.float32)
         for one, other in zip(fast(value), slow(value), strict=True):
             assert np.array_equal(one, other)

@@ -4,13 +4,12 @@ import os
 
 import numpy as np
 import pytest
+from in_process import InProcess
 from program import HANGS
 
 import a3c_pong
-import pong_actor
 
 UP, DOWN = 2, 3
-GAME = pong_actor.game("Pong-v0")
 
 
 def wanted_actions(rollout):
@@ -24,25 +23,17 @@ def wanted_actions(rollout):
 
 def weights_after(steps, seed):
     """All global weights after a real worker has played and learned so many steps."""
-    settings = a3c_pong.Settings(workers=1, max_steps=steps, seed=seed)
-    actors = pong_actor.Actors(GAME, seed, (20, 6400, 300))
-    actors.start("W_0")
-    try:
-        with a3c_pong.tf.Graph().as_default():
-            run, session = a3c_pong.Run(settings), a3c_pong.new_session()
-            (worker,) = a3c_pong.build(session, run, actors)
+    with InProcess(a3c_pong.Settings(max_steps=steps, seed=seed)) as launch:
+        run, (worker,) = launch.build()
         cores = os.sched_getaffinity(0)
         worker.work()
         os.sched_setaffinity(0, cores)
-        globalnet = worker.AC.globalAC
-        return session.run([globalnet.net.kernel, *globalnet.a_params, *globalnet.c_params])
-    finally:
-        actors.close()
+    params = run.globalnet.params
+    return run.globalnet.session.run([params.kernel, *params.others()])
 
 
 @pytest.mark.slow
 def test_one_worker_and_a_seed_settle_every_weight():
-    a3c_pong.load_tensorflow()
     first, again, other = (weights_after(4000, seed) for seed in (5, 5, 6))
     for one, same, different in zip(first, again, other):
         assert np.array_equal(one, same)
@@ -57,20 +48,15 @@ def test_it_learns_what_to_do_where(method):
     Guessing earns 1/6, and the best that is blind to the frame 1/2. Without the value of the next
     state in its targets, a method would say 1.
     """
-    a3c_pong.load_tensorflow()
     settings = a3c_pong.Settings(
-        method=method, gamma=0.5, lr_actor=1e-3, lr_critic=1e-3, lr_q=1e-3, workers=1,
-        target_steps=300, epsilon_frames=12_000,
+        method=method, gamma=0.5, lr_actor=1e-3, lr_critic=1e-3, lr_q=1e-3,
+        target_steps=300, epsilon_frames=12_000, seed=12,
     )  # fmt: skip
-    seed = 12  # W_0 ends with an epsilon of 0.01
-    actors = pong_actor.Actors(GAME, seed, (20, 6400, 300), a3c_pong.METHODS[method].CHOOSES_AHEAD)
-    actors.start("W_0")
-    try:
-        with a3c_pong.tf.Graph().as_default():
-            run, session = a3c_pong.Run(settings), a3c_pong.new_session()
-            (worker,) = a3c_pong.build(session, run, actors)
-        assert worker.epsilon(10**9) in (None, 0.01)
-        worker._begin()
+    with InProcess(settings) as launch:
+        run, (worker,) = launch.build()
+        globalnet, AC = run.globalnet, worker.AC
+        assert worker.epsilon(10**9) in (None, 0.01)  # with this seed
+        worker.begin()
         earned, values = [], []
         for number in range(800):
             T = 20 * number
@@ -79,18 +65,15 @@ def test_it_learns_what_to_do_where(method):
             rewards = (rollout.actions == wanted_actions(rollout)).astype(float).tolist()
             earned.append(np.mean(rewards))
             if number >= 700:
-                feed = {worker.AC.rows: rollout.rows, worker.AC.s: rollout.states}
-                output = session.run(list(worker.AC.net.outputs.values())[-1], feed)
+                feed = {AC.feeds.rows: rollout.rows, AC.s: rollout.states}
+                output = globalnet.session.run(AC.v if method == "a3c" else AC.q, feed)
                 values.append(output[:-1].max(axis=1).mean())  # V, or max_a Q
             # the game goes on for ever, as far as these rewards are concerned
-            returns = a3c_pong.lambda_returns(
-                rewards, [False] * steps, settings.gamma, worker.AC.lambda_
-            )
-            worker.AC.update_global(rollout, *returns)
-            worker.AC.pull_global(worker.actor.policy)
-            worker.AC.at_steps(T, T + 20)
-    finally:
-        actors.close()
+            returns = a3c_pong.lambda_returns(rewards, [False] * steps, settings.gamma, AC.lambda_)
+            AC.update_global(rollout, returns)
+            AC.pull_global(worker.actor.policy)
+            if (T + 20) % 300 < 20:
+                globalnet.refresh_target()
     assert np.mean(earned[:20]) < 0.5
     assert np.mean(earned[-100:]) > 0.9
     assert abs(np.mean(values) - 2) < 0.25
@@ -104,7 +87,7 @@ def test_the_preset_that_wins_learns_to_play(start):
     -16.6, none below the threshold. Without the policy's gradient it was -20.2, with its sign
     turned round -20.8, seed 1.
     """
-    run = start("--preset", "rally", "--seed", "1", "--workers", "2", "--render", "never",
+    run = start("--preset", "rally", "--seed", "1", "--num-workers", "2", "--render", "never",
                 "--max-steps", "500000")  # fmt: skip
     assert run.wait(10 * HANGS) == 0
     scores = [int(row["score"]) for row in run.rows() if int(row["agent_steps"]) >= 450_000]

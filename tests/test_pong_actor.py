@@ -11,8 +11,9 @@ import pytest
 from program import HANGS, wait_until
 
 import pong_actor
-from pong_actor import Actors, ActorsKeepDying, Player, PolicyWeights, Pong, PongActor
+from pong_actor import Player, PolicyWeights, Pong
 from preprocessing import preprocessing_image
+from runtime.actors import ActorDied, Actors, ActorsKeepDying, PongActor
 
 GAME = pong_actor.game("Pong-v0")
 SIZES = 20, 6400, 300  # steps of a rollout, inputs of a state, hidden units
@@ -312,6 +313,16 @@ def test_an_actor_is_ready_in_3_seconds_slim_and_without_tensorflow(start):
     assert "tensorflow" not in maps
 
 
+def test_an_actor_imports_neither_tensorflow_nor_matplotlib_nor_rich(start, monkeypatch, capfd):
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")  # Python lists what it imports on stderr
+    start(policy=a_policy()).play(20)
+    listed = capfd.readouterr().err
+    modules = {line.rpartition("|")[2].strip() for line in listed.splitlines()}
+    assert {"ale_py", "gymnasium", "numpy", "preprocessing"} <= modules
+    tops = {module.partition(".")[0] for module in modules}
+    assert not tops & {"tensorflow", "keras", "matplotlib", "rich", "PIL", "runtime", "cluster"}
+
+
 def test_actors_of_one_seed_play_the_same_and_of_another_do_not(start):
     def rollouts(actor):
         return [copied(actor.play(20)) for _ in range(20)]
@@ -374,7 +385,7 @@ def test_an_actor_that_hangs_is_ended_when_its_state_is_asked_for(start):
     actor.play(1)
     actor.process.send_signal(signal.SIGSTOP)
     actor.ask_for_state()
-    with pytest.raises(pong_actor.ActorDied, match="SIGKILL"):
+    with pytest.raises(ActorDied, match="SIGKILL"):
         actor.state(seconds=0.2)
     assert not running(actor.process.pid)
 
@@ -390,7 +401,7 @@ def test_playing_with_a_killed_actor_raises_its_status(start):
     actor = start(policy=a_policy())
     actor.play(20)
     os.kill(actor.process.pid, signal.SIGKILL)
-    with pytest.raises(pong_actor.ActorDied, match="killed by SIGKILL") as death:
+    with pytest.raises(ActorDied, match="killed by SIGKILL") as death:
         actor.play(20)
     assert death.value.status == -signal.SIGKILL == -9
 
@@ -398,7 +409,7 @@ def test_playing_with_a_killed_actor_raises_its_status(start):
 def test_an_actor_that_finds_no_screen_for_its_window_raises_its_status(start, monkeypatch):
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "XDG_RUNTIME_DIR", "SDL_VIDEODRIVER"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(pong_actor.ActorDied, match="exit status 1") as death:
+    with pytest.raises(ActorDied, match="exit status 1") as death:
         start(window=True).wait_until_ready()
     assert death.value.status == 1
 
@@ -424,7 +435,8 @@ def test_an_actor_ends_when_its_connection_closes(start, monkeypatch, window):
 
 def test_an_actor_ends_when_its_parent_is_killed():
     source = """
-from pong_actor import PongActor, game
+from pong_actor import game
+from runtime.actors import PongActor
 actor = PongActor(game("Pong-v0"), [1], (20, 6400, 300))
 actor.play(20)
 print(actor.process.pid, flush=True)
@@ -453,7 +465,7 @@ while True:
 
 def death_of(actor):
     os.kill(actor.process.pid, signal.SIGKILL)
-    with pytest.raises(pong_actor.ActorDied) as death:
+    with pytest.raises(ActorDied) as death:
         actor.play(20)
     return death.value
 

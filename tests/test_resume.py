@@ -14,12 +14,15 @@ import time
 
 import numpy as np
 import pytest
-from program import HEADER, save_agent, wait_until
+from program import HEADER, ROOT, save_agent, wait_until
 
 import a3c_pong
 from runtime import checkpoints
+from runtime.checkpoints import Checkpoint
+from runtime.curve import Episode
+from runtime.run_folder import RunFolder
 
-EXACT = "--workers", "1", "--seed", "5", "--render", "never", "--beta-power", "2"
+EXACT = "--num-workers", "1", "--seed", "5", "--render", "never", "--beta-power", "2"
 
 
 def rows_of(run):
@@ -38,9 +41,9 @@ def rows_of(run):
 
 def newest(run):
     """The (arrays, about) of the newest checkpoint, which is whole."""
-    _, arrays, about, passed_over = checkpoints.load_newest(run)
-    assert passed_over == []
-    return arrays, about
+    checkpoint = checkpoints.load_newest(run)
+    assert checkpoint.passed_over == []
+    return checkpoint.arrays, checkpoint.about
 
 
 def steps_kept(run):
@@ -134,7 +137,7 @@ def test_a_limit_reached_already_is_said_and_more_workers_may_join(start, run):
     again = start("--resume", str(run))
     assert again.wait() == 0
     assert again.played()[:3] == ("2,000 steps played", len(rows_of(run)), 2000)
-    more = start("--resume", str(run), "--workers", "2", "--max-steps", "6000")
+    more = start("--resume", str(run), "--num-workers", "2", "--max-steps", "6000")
     assert more.wait() == 0
     assert {row["worker"] for row in rows_of(run)[-2:]} == {"W_0", "W_1"}
 
@@ -147,7 +150,7 @@ def test_20_kills_leave_one_curve(start, tmp_path):
         lambda program: b"libtensorflow" in program.maps(),
         lambda program: "2 workers on" in program.out,
     )
-    fast = "--workers", "2", "--autosave-minutes", "0.005", "--render", "never"
+    fast = "--num-workers", "2", "--autosave-minutes", "0.005", "--render", "never"
     kept, games = -1, 0
     for kill in range(20):
         begun = (run / "config.json").exists()
@@ -182,7 +185,7 @@ def test_20_kills_leave_one_curve(start, tmp_path):
 
 @pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_taken_is_said_and_tried_again(start):
-    program = start("--workers", "2", "--autosave-minutes", "0.01", "--render", "never")
+    program = start("--num-workers", "2", "--autosave-minutes", "0.01", "--render", "never")
     run = program.folder / "run"
     assert wait_until(lambda: steps_kept(run) > 0)
     hung = program.actors()[0]
@@ -198,7 +201,7 @@ def test_a_checkpoint_that_cannot_be_taken_is_said_and_tried_again(start):
 
 @pytest.mark.slow
 def test_sigterm_during_a_save_ends_the_run_with_everything_kept(start):
-    program = start("--workers", "2", "--autosave-minutes", "0.003", "--render", "never")
+    program = start("--num-workers", "2", "--autosave-minutes", "0.003", "--render", "never")
     run = program.folder / "run"
     assert wait_until(program.games)
     assert wait_until(lambda: (run / "checkpoints" / "unfinished").exists())
@@ -214,6 +217,71 @@ def test_sigterm_during_a_save_ends_the_run_with_everything_kept(start):
         "checkpoints", "config.json", "events", "lock", "reward.png", "scores.csv"]  # fmt: skip
 
 
+# ------------------------------------------------------------------------------------- an older run
+
+
+OLD_RUN = ROOT / "tests" / "old_run"  # left by commit 642d928; of arrays, names and shapes
+
+
+@pytest.fixture
+def old_run(tmp_path):
+    """(the folder of a run that commit 642d928 left, its arrays); weights and slots are random."""
+    old, run = json.loads((OLD_RUN / "checkpoint.json").read_text()), tmp_path / "old"
+    (run / "checkpoints").mkdir(parents=True)
+    shutil.copy(OLD_RUN / "config.json", run)
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.uniform(0.01, 0.02, shape).astype(dtype)
+              for name, (dtype, shape) in old["arrays"].items()}  # fmt: skip
+    arrays |= {name: np.array(column) for name, column in old["curve"].items()}
+    about = np.frombuffer(json.dumps([sorted(arrays), old["about"]]).encode(), np.uint8)
+    np.savez(run / "checkpoints" / old["file"], about=about, **arrays)
+    return run, arrays
+
+
+@pytest.mark.slow
+def test_a_run_with_old_names_is_resumed_and_its_agent_plays(start, old_run):
+    run, old = old_run
+    film = start("--play", str(run), "--record", "film.gif", "--seconds", "1")
+    measured = start("--evaluate", str(run), "--games", "1")
+    assert film.wait() == measured.wait() == 0
+    resumed = start("--resume", str(run))  # its limit is reached: nothing is played
+    assert resumed.wait() == 0 and resumed.err == ""
+    assert "no setting" not in resumed.out and "does not say" not in resumed.out
+    arrays, about = newest(run)
+    assert about["agent_steps"] == 3120
+    slots = {"RMSPropOptimiser_actor_network": "RMSPropOptimiserActor",
+             "RMSPropOptimiser_critic_network": "RMSPropOptimiserCritic"}  # fmt: skip
+    for name, array in old.items():
+        todays = name.removeprefix("W_0/")
+        for then, now in slots.items():
+            todays = todays.replace(then, now)
+        assert np.array_equal(arrays[todays], array), name
+    settings = json.loads((run / "config.json").read_text())["settings"]
+    for values in settings, about["settings"]:
+        assert values["global_iteration_update"] == 120 and values["game_env"] == "Pong-v0"
+        assert values["num_workers"] == 2 and values["max_global_episodes"] == 100_000
+        assert not {"steps_per_update", "env_id", "workers", "max_episodes"} & values.keys()
+
+    more = start("--resume", str(run), "--max-steps", "4000")
+    assert more.wait() == 0 and more.err == ""
+    assert newest(run)[1]["agent_steps"] >= 4000
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_lacks_a_variable_is_refused(start, run):
+    path, *others = checkpoints.paths(run)
+    for other in others:
+        other.unlink()
+    checkpoint = checkpoints.load(path)
+    slot = "globalnet/critic_network/bias/RMSPropOptimiserCritic"
+    del checkpoint.arrays[slot]
+    checkpoints.save(path, checkpoint)
+    program = start("--resume", str(run))
+    assert program.wait() == 2
+    (line,) = program.err.splitlines()
+    assert f"it is of another network: {slot}" in line
+
+
 # ---------------------------------------------------------------------------- what has been damaged
 
 
@@ -224,7 +292,7 @@ def test_damaged_checkpoints_are_named_and_the_one_before_is_used(start, run):
     content = bytearray(flipped.read_bytes())
     content[len(content) // 2] ^= 4
     flipped.write_bytes(content)
-    games = checkpoints.load(good)[1]["games"]
+    games = checkpoints.load(good).about["games"]
     program = start("--resume", str(run), "--max-steps", "3000")
     assert program.wait() == 0
     assert program.err == ""
@@ -239,10 +307,10 @@ def test_damaged_checkpoints_are_named_and_the_one_before_is_used(start, run):
 @pytest.mark.slow
 def test_a_checkpoint_of_another_method_or_network_is_refused(start, run):
     other, wider, good = checkpoints.paths(run)
-    arrays, about = checkpoints.load(good)
-    checkpoints.save(other, arrays, about | {"method": "dqn"})
+    arrays, about = checkpoints.load(good).arrays, checkpoints.load(good).about
+    checkpoints.save(other, Checkpoint(arrays, about | {"method": "dqn"}))
     kernel = {"globalnet/kernel": np.zeros((6400, 800), np.float32)}
-    checkpoints.save(wider, arrays | kernel, about)
+    checkpoints.save(wider, Checkpoint(arrays | kernel, about))
     good.unlink()
     program = start("--resume", str(run))
     assert program.wait() == 2
@@ -303,7 +371,7 @@ def test_a_folder_without_a_run_is_not_resumed(start, tmp_path):
 
 @pytest.mark.slow
 def test_the_second_run_on_a_folder_is_refused(start):
-    one = start("--workers", "1", "--render", "never")
+    one = start("--num-workers", "1", "--render", "never")
     run = one.folder / "run"
     assert wait_until(lambda: (run / "config.json").exists())
     two, three = start("--resume", str(run)), start("--run-dir", str(run))
@@ -342,7 +410,7 @@ def fill(file):
 @pytest.mark.slow
 def test_on_a_full_disk_training_goes_on_and_nothing_is_lost(start, small_disk):
     run, filler = small_disk / "run", small_disk / "filler"
-    options = "--workers", "2", "--autosave-minutes", "0.02", "--render", "never"
+    options = "--num-workers", "2", "--autosave-minutes", "0.02", "--render", "never"
     program = start(*options, "--run-dir", str(run))
     assert wait_until(lambda: steps_kept(run) > 0)
     fill(filler)
@@ -374,8 +442,8 @@ def test_on_a_full_disk_training_goes_on_and_nothing_is_lost(start, small_disk):
 
 def test_no_row_is_torn_where_the_disk_is_full(small_disk):
     notices, settings = [], {"run_dir": str(small_disk / "run")}
-    folder = checkpoints.RunFolder.new(settings, notices, lambda axes, episodes: None)
-    episodes = [checkpoints.Episode(k, "W_0", k, k / 7, -21, -40.0, -20.5, -39.5)
+    folder = RunFolder.new(settings, notices)
+    episodes = [Episode(k, "W_0", k, k / 7, -21, -40.0, -20.5, -39.5)
                 for k in range(3000)]  # fmt: skip
     folder.write(episodes[:10])
     filler = small_disk / "filler"
@@ -404,7 +472,7 @@ def test_a_jump_of_the_clock_changes_nothing(start, tmp_path):
     clock.write_text("+0")
     before = time.monotonic()
     program = start(
-        "--workers", "1", "--max-minutes", "0.25", "--autosave-minutes", "0.01",
+        "--num-workers", "1", "--max-minutes", "0.25", "--autosave-minutes", "0.01",
         LD_PRELOAD=str(libraries[0]), FAKETIME_TIMESTAMP_FILE=str(clock), FAKETIME_NO_CACHE="1",
         FAKETIME_DONT_FAKE_MONOTONIC="1",
     )  # fmt: skip
@@ -424,13 +492,13 @@ def test_a_jump_of_the_clock_changes_nothing(start, tmp_path):
 
 
 def test_the_best_checkpoint_is_that_of_the_highest_running_score(tmp_path):
-    folder = checkpoints.RunFolder.new({"run_dir": str(tmp_path / "run")}, [], None)
+    folder = RunFolder.new({"run_dir": str(tmp_path / "run")}, [])
     for games, score in ((99, -1.0), (100, -18.0), (101, -17.0), (102, -19.0)):
         about = dict(agent_steps=games * 1000, games=games, running_score=score)
-        assert folder.write_checkpoint({"x": np.zeros(2)}, about)
+        assert folder.write_checkpoint(Checkpoint({"x": np.zeros(2)}, about))
     names = [path.name for path in checkpoints.paths(folder.path)]
     assert names == [f"step-{n:09}.npz" for n in (102000, 101000, 100000)] + ["best.npz"]
-    assert checkpoints.load(folder.path / "checkpoints" / "best.npz")[1]["games"] == 101
+    assert checkpoints.load(folder.path / "checkpoints" / "best.npz").about["games"] == 101
 
 
 # -------------------------------------------------------------------------------------- TensorBoard
@@ -440,7 +508,7 @@ def test_the_best_checkpoint_is_that_of_the_highest_running_score(tmp_path):
 def test_events_hold_the_curve_and_the_losses_and_a_resumed_run_takes_back_what_it_repeats(
     start, run
 ):
-    program = start("--resume", str(run), "--workers", "2", "--max-minutes", "0.05",
+    program = start("--resume", str(run), "--num-workers", "2", "--max-minutes", "0.05",
                     "--max-steps", "none")  # fmt: skip
     assert program.wait() == 0
     scores, losses, restarts = {}, [], []

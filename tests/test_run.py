@@ -29,7 +29,10 @@ from program import (
 )
 
 import a3c_pong
-from runtime.command_line import PRESETS, parse_settings
+from a3c_pong import PRESETS, Settings
+from runtime import command_line
+from runtime.global_network import GlobalNetwork
+from runtime.run import Run
 
 HAS_TKINTER = importlib.util.find_spec("_tkinter") is not None
 
@@ -38,7 +41,7 @@ HAS_TKINTER = importlib.util.find_spec("_tkinter") is not None
 
 @pytest.mark.slow
 def test_three_games_leave_three_lines_a_table_a_picture_and_the_settings(start):
-    run = start("--max-episodes", "3", "--workers", "2", "--beta", "0.001")
+    run = start("--max-global-episodes", "3", "--num-workers", "2", "--beta", "0.001")
     assert run.wait() == 0
     assert run.err == ""
     rows, games = run.rows(), run.games()
@@ -67,7 +70,7 @@ def test_three_games_leave_three_lines_a_table_a_picture_and_the_settings(start)
     assert steps >= int(rows[-1]["agent_steps"])
     config = json.loads((run.folder / "run" / "config.json").read_text())
     expected = a3c_pong.Settings(
-        max_episodes=3, workers=2, beta=0.001, run_dir=str(run.folder / "run")
+        max_global_episodes=3, num_workers=2, beta=0.001, run_dir=str(run.folder / "run")
     )
     seed = config["settings"]["seed"]  # drawn, and written down so that the run can be repeated
     assert 0 <= seed < 2**24
@@ -78,7 +81,7 @@ def test_three_games_leave_three_lines_a_table_a_picture_and_the_settings(start)
 
 @pytest.mark.slow
 def test_a_seed_settles_all_games_of_one_worker(start):
-    runs = [start("--workers", "1", "--seed", seed, "--max-steps", "4000") for seed in "778"]
+    runs = [start("--num-workers", "1", "--seed", seed, "--max-steps", "4000") for seed in "778"]
     assert [run.wait() for run in runs] == [0, 0, 0]
     one, same, other = ([{**row, "seconds": None} for row in run.rows()] for run in runs)
     assert len(one) >= 3
@@ -92,9 +95,9 @@ def test_a_seed_settles_all_games_of_one_worker(start):
 @pytest.mark.slow
 def test_each_limit_stops_the_run(start):
     before = time.monotonic()
-    by_steps = start("--workers", "2", "--max-steps", "3001")
-    by_minutes = start("--workers", "2", "--max-minutes", "0.05")
-    by_score = start("--workers", "1", "--until-score", "-21")
+    by_steps = start("--num-workers", "2", "--max-steps", "3001")
+    by_minutes = start("--num-workers", "2", "--max-minutes", "0.05")
+    by_score = start("--num-workers", "1", "--until-score", "-21")
     assert [run.wait() for run in (by_steps, by_minutes, by_score)] == [0, 0, 0]
 
     reason, _, steps, _ = by_steps.played()
@@ -108,7 +111,8 @@ def test_each_limit_stops_the_run(start):
 
 
 def test_no_game_takes_back_the_score_that_stopped_the_run(tf):
-    run = a3c_pong.Run(a3c_pong.Settings(until_score=-10.0))
+    settings = Settings(until_score=-10.0)
+    run = Run(settings, GlobalNetwork(None, settings))
     for worker, score in ("W_0", -5), ("W_1", -21):
         run.count(100, (worker, score, score))
     assert run.stopped_because == "running score -10 reached"
@@ -120,7 +124,7 @@ def test_no_game_takes_back_the_score_that_stopped_the_run(tf):
     "number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)]
 )
 def test_a_signal_ends_the_run_and_leaves_its_curve(start, number, status):
-    run = start("--workers", "2")
+    run = start("--num-workers", "2")
     assert wait_until(run.games)
     assert len(run.actors()) == 2
     run.signal(number)
@@ -155,7 +159,7 @@ def test_a_terminal_shows_a_bar_under_the_games(tmp_path):
     ours, programs = pty.openpty()
     termios.tcsetwinsize(programs, (30, 100))
     command = [sys.executable, str(ROOT / "a3c_pong.py"), "--render", "never"]
-    options = ["--max-episodes", "12", "--run-dir", str(tmp_path / "run")]
+    options = ["--max-global-episodes", "12", "--run-dir", str(tmp_path / "run")]
     environment = dict(os.environ, TERM="xterm-256color")
     process = subprocess.Popen(
         [*command, *options], stdin=programs, stdout=programs, stderr=programs, env=environment
@@ -195,7 +199,7 @@ STAGES = {
     [*zip(STAGES, (signal.SIGINT, signal.SIGINT, signal.SIGTERM), (130, 130, 0))],
 )
 def test_a_signal_during_start_up_ends_it_quietly(start, stage, number, status):
-    run = start("--workers", "2", program=("-c", STARTS_ONLY))
+    run = start("--num-workers", "2", program=("-c", STARTS_ONLY))
     assert wait_until(lambda: STAGES[stage](run))
     run.signal(number)
     assert run.wait() == status
@@ -209,7 +213,7 @@ def test_a_signal_during_start_up_ends_it_quietly(start, stage, number, status):
 
 @pytest.mark.slow
 def test_a_killed_actor_is_replaced_and_plays_on(start):
-    run = start("--workers", "2")
+    run = start("--num-workers", "2")
     assert wait_until(run.games)
     kill(run.actors()[0])
     assert wait_until(lambda: "actor died" in run.out)
@@ -231,7 +235,7 @@ def test_a_killed_actor_is_replaced_and_plays_on(start):
 
 @pytest.mark.slow
 def test_actors_that_die_again_and_again_end_the_run(start):
-    run = start("--workers", "2")
+    run = start("--num-workers", "2")
     assert wait_until(run.games)
 
     def ended():
@@ -252,7 +256,7 @@ def test_a_killed_run_leaves_no_actor_and_no_shared_memory(start):
     # where another test may have a clock of its own in the meantime
     shared = lambda: {name for name in os.listdir("/dev/shm") if not name.startswith("faketime")}
     before = shared()
-    run = start("--workers", "2")
+    run = start("--num-workers", "2")
     assert wait_until(run.games)
     assert len(run.actors()) == 2
     run.signal(signal.SIGKILL)
@@ -262,7 +266,7 @@ def test_a_killed_run_leaves_no_actor_and_no_shared_memory(start):
 
 @pytest.mark.slow
 def test_an_exception_in_a_worker_ends_the_run_and_leaves_its_curve(start):
-    run = start("--workers", "2", program=("-c", FAILS_WHEN_TOLD))
+    run = start("--num-workers", "2", program=("-c", FAILS_WHEN_TOLD))
     assert wait_until(run.games)
     (run.folder / "fail").touch()
     assert run.wait() == 1
@@ -278,10 +282,10 @@ def test_an_exception_in_a_worker_ends_the_run_and_leaves_its_curve(start):
 
 def test_a_wrong_option_is_named_in_one_line(start):
     wrong = {
-        "--workers 0": "--workers",
+        "--num-workers 0": "--num-workers",
         "--bogus": "--bogus",
-        "--env-id Nope-v0": "Nope",
-        "--env-id Breakout-v0": "Breakout-v0",
+        "--game-env Nope-v0": "Nope",
+        "--game-env Breakout-v0": "Breakout-v0",
         "--render window": "--render",
         "--render terminal": "--render terminal: the output is no terminal",
         "--run-dir /proc/nope": "/proc/nope",
@@ -302,8 +306,8 @@ def test_a_wrong_option_is_named_in_one_line(start):
         ("--gamma x", "--gamma"),
         ("--beta -1", "--beta"),
         ("--lr-actor 0", "--lr-actor"),
-        ("--steps-per-update 0", "--steps-per-update"),
-        ("--steps-per-update 2001", "between 1 and 2000"),
+        ("--global-iteration-update 0", "--global-iteration-update"),
+        ("--global-iteration-update 2001", "between 1 and 2000"),
         ("--draw one.png nowhere --gamma 1", "--gamma"),
         ("--seed -1", "--seed"),
         ("--until-score 40", "--until-score"),
@@ -313,11 +317,15 @@ def test_a_wrong_option_is_named_in_one_line(start):
         ("--gae-lambda 1.1", "--gae-lambda"),
         ("--rmsprop-decay -1", "--rmsprop-decay"),
         ("--target-steps 0", "--target-steps"),
+        ("--env-id Pong-v0", "--env-id is now --game-env"),
+        ("--workers 2", "--workers is now --num-workers"),
+        ("--max-episodes=3", "--max-episodes is now --max-global-episodes"),
+        ("--steps-per-update 120", "--steps-per-update is now --global-iteration-update"),
     ],
 )
 def test_every_option_with_a_wrong_value_is_named_in_one_line(options, named, capsys):
     with pytest.raises(SystemExit) as stopped:
-        parse_settings(options.split(), "")
+        command_line.parse(Settings, PRESETS, "", options.split())
     out, err = capsys.readouterr()
     assert stopped.value.code == 2 and out == ""
     assert len(err.splitlines()) == 1 and named in err
@@ -339,7 +347,7 @@ def test_a_folder_that_holds_a_run_is_left_as_it_is(start, tmp_path):
 
 
 def test_what_has_no_file_to_name_is_said_without_one(start):
-    run = start("--workers", "30", command=("prlimit", "--nofile=32"))
+    run = start("--num-workers", "30", command=("prlimit", "--nofile=32"))
     assert run.wait() == 2
     assert run.out == "" and run.err == "a3c_pong.py: Too many open files\n"
     assert run.actors() == []
@@ -374,11 +382,11 @@ def test_help_mentions_every_setting(start):
 
 
 def test_a_preset_is_a_default_for_other_settings():
-    options = "--preset rally --workers 1 --gamma 0.5 --max-steps 500"
-    _, given = parse_settings(options.split(), "")
-    settings = dataclasses.asdict(a3c_pong.Settings(**given))
+    options = "--preset rally --num-workers 1 --gamma 0.5 --max-steps 500"
+    _, given = command_line.parse(Settings, PRESETS, "", options.split())
+    settings = dataclasses.asdict(Settings(**given))
     assert settings["preset"] == "rally"
-    assert settings["workers"] == 1
+    assert settings["num_workers"] == 1
     preset = PRESETS["rally"]
     expected = {**preset, "gamma": 0.5, "max_steps": 500}
     assert {name: settings[name] for name in preset} == expected
@@ -388,7 +396,7 @@ def test_a_preset_is_a_default_for_other_settings():
 
 @pytest.mark.parametrize("name", ["rally.png", "methods.png"])
 def test_a_picture_of_the_readme_is_drawn_again_by_its_command(start, name):
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "results" / "README.md").read_text()
     folders = re.search(rf"--draw\s+results/{name}\s+([^`]+)`", readme)[1].split()
     folders = subprocess.check_output(["bash", "-c", f"echo {' '.join(folders)}"], text=True)
     run = start("--draw", name, *(str(ROOT / folder) for folder in folders.split()))
@@ -438,9 +446,13 @@ def test_a_damaged_run_is_named_and_not_drawn(start, tmp_path, name, text):
 def test_importing_the_modules_does_nothing_and_tensorflow_comes_without_keras(start):
     code = """if True:
         import sys, threading
-        import a3c_pong, pong_actor, preprocessing
-        from cluster import member, parameter_server
-        from runtime import checkpoints, command_line, display, graph, playback, run
+        import importlib, pathlib
+        import a3c_pong
+        from runtime import graph
+        for path in pathlib.Path(a3c_pong.__file__).parent.rglob("*.py"):
+            package = path.parent.name
+            if package in ("runtime", "cluster") and path.stem != "__init__":
+                importlib.import_module(f"{package}.{path.stem}")
         assert "tensorflow" not in sys.modules
         assert threading.active_count() == 1
         graph.load_tensorflow()
@@ -456,7 +468,7 @@ def test_importing_the_modules_does_nothing_and_tensorflow_comes_without_keras(s
 
 @pytest.mark.slow
 def test_a_window_shows_the_game_and_its_closing_ends_neither_run_nor_worker(start, screen):
-    run = start("--workers", "2", "--render", "window", DISPLAY=screen.name)
+    run = start("--num-workers", "2", "--render", "window", DISPLAY=screen.name)
     assert wait_until(lambda: screen.windows("Arcade Learning Environment"))
     if HAS_TKINTER:
         assert wait_until(lambda: screen.windows("A3C on Pong"))
@@ -492,7 +504,7 @@ def test_a_window_shows_the_game_and_its_closing_ends_neither_run_nor_worker(sta
 
 @pytest.mark.slow
 def test_a_killed_run_takes_its_window_with_it(start, screen):
-    run = start("--workers", "1", "--render", "window", DISPLAY=screen.name)
+    run = start("--num-workers", "1", "--render", "window", DISPLAY=screen.name)
     assert wait_until(lambda: screen.windows("Arcade Learning Environment"))
     assert wait_until(run.games)
     assert len(run.actors()) == 2

@@ -13,13 +13,16 @@ import sys
 import ale_py
 import numpy as np
 import pytest
+from in_process import InProcess, new_policies
 from program import ROOT
 
 import a3c_pong
 import pong_actor
+from a3c_pong import PRESETS
 from preprocessing import INPUT_SIZE, SCREEN_SHAPE, active_pixels
 from runtime import checkpoints
-from runtime.command_line import PRESETS
+from runtime.actors import PongActor
+from runtime.global_network import share_of_annealing
 
 pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="gcc is not installed")
 
@@ -193,14 +196,14 @@ def played_rollouts(settings):
     """The rollouts of a game of real play, to its end."""
     inputs = settings.frames * INPUT_SIZE
     game = pong_actor.Game("Pong-v0", num_actions=6, frames_per_step=3.0)
-    sizes, ahead = (settings.steps_per_update, inputs, 300), settings.method == "one-step-sarsa"
-    actor = pong_actor.PongActor(game, [1, 2], sizes, ahead=ahead)
+    sizes = settings.global_iteration_update, inputs, 300
+    actor = PongActor(game, [1, 2], sizes, ahead=settings.method == "one-step-sarsa")
     rng, rollouts = np.random.default_rng(0), []
     actor.policy.kernel[...] = rng.normal(0, 0.1, actor.policy.kernel.shape)
     actor.policy.head_kernel[...] = rng.normal(0, 0.1, actor.policy.head_kernel.shape)
     try:
         while not rollouts or not rollouts[-1].terminal:
-            rollout = actor.play(settings.steps_per_update)
+            rollout = actor.play(settings.global_iteration_update)
             rollouts.append(rollout._replace(**{
                 name: np.copy(getattr(rollout, name))
                 for name in ("rows", "states", "actions", "rewards")
@@ -214,41 +217,36 @@ class Real:
     """The real global network, and two workers' local ones."""
 
     def __init__(self, tf, settings):
-        self.settings, inputs = settings, settings.frames * INPUT_SIZE
-        with tf.Graph().as_default(), tf.device("/cpu:0"):
-            tf.set_random_seed(3)
-            self.session, network = a3c_pong.new_session(), a3c_pong.METHODS[settings.method]
-            self.globalAC = network("globalnet", self.session, 6, settings)
-            self.locals = [
-                network(name, self.session, 6, settings, self.globalAC) for name in ("W_0", "W_1")
-            ]
-            self.session.run(tf.global_variables_initializer())
-        kernel = self.globalAC.net.kernel  # larger, for some units to be at 6, where relu6 ends
+        self.settings = settings
+        run, workers = InProcess(settings, workers=2, seed=3, play=False).build()
+        self.globalnet, self.session = run.globalnet, run.globalnet.session
+        self.locals = [worker.AC for worker in workers]
+        kernel = self.globalnet.params.kernel  # larger, so that some units reach relu6's 6
         kernel.load(4 * self.session.run(kernel), self.session)
-        shapes = (inputs, 300), (300,), (300, 6), (6,)
-        self.policy = pong_actor.PolicyWeights(*(np.zeros(n, np.float32) for n in shapes))
+        (self.policy,) = new_policies(settings, 1)
 
     def pull_global(self, worker):
         self.locals[worker].pull_global(self.policy)
 
     def update_global(self, worker, rollout, steps_done, lost, rate_power=0.0):
-        local = self.locals[worker]
-        run = a3c_pong.Run(self.settings)
-        run.agent_steps, run.lost = steps_done, lost
+        local, globalnet, settings = self.locals[worker], self.globalnet, self.settings
         rewards = a3c_pong.learning_rewards(rollout, self.settings.lost_game_reward)
         ends = [self.settings.cut_at_points and reward != 0 for reward in rewards]
         ends[-1] = ends[-1] or rollout.terminal
         returns = a3c_pong.lambda_returns(rewards, ends, self.settings.gamma, local.lambda_)
-        annealed = 1 - (1 - run.annealed()) * lost**rate_power
-        local.update_global(rollout, *returns, annealed=annealed, beta=run.beta())
+        annealed = share_of_annealing(settings, steps_done)
+        annealed = 1 - (1 - annealed) * lost**rate_power
+        globalnet.T = annealed * (settings.anneal_steps or 0)  # whose share of it is this again
+        globalnet.beta = settings.beta * lost**settings.beta_power
+        local.update_global(rollout, returns)
 
     def refresh_target(self):
-        self.locals[0].at_steps(self.settings.target_steps - 1, self.settings.target_steps)
+        self.globalnet.refresh_target()
 
     def weights(self):
         """In the compiled learner's order: kernel, biases, the networks' heads and their biases."""
-        net = self.globalAC.net
-        kernel, *params = self.session.run([net.kernel, *net.all_params()])
+        params = self.globalnet.params
+        kernel, *params = self.session.run([params.kernel, *params.others()])
         biases, heads, head_biases = params[::3], params[1::3], params[2::3]
         heads = [head.T.ravel() for head in heads]
         return [kernel, *map(np.concatenate, (biases, heads, head_biases))]
@@ -287,7 +285,7 @@ class Ours:
 
 
 OTHERS = dict(
-    frames=1, steps_per_update=50, cut_at_points=False, lost_game_reward=-20,
+    frames=1, global_iteration_update=50, cut_at_points=False, lost_game_reward=-20,
     gamma=0.9, gae_lambda=1.0, loss="mean", beta_power=0.5, anneal_steps=50_000_000,
 )  # fmt: skip
 
@@ -346,9 +344,10 @@ def compare_updates(tf, library, settings, pull, lag, rate_power=0.0):
         assert np.abs(mine - weights).max() > 1e-3
 
 
-def test_the_compiled_epsilon_is_a3c_pong_s(tf, library):
+def test_the_compiled_epsilon_is_a3c_pong_s(library):
     settings = PRESETS["rally"] | {"method": "one-step-q", "epsilon_frames": 3_000_000}
-    real = Real(tf, a3c_pong.Settings(**settings)).globalAC.exploration(0, 1, 3.0)
+    settings = a3c_pong.Settings(**settings, seed=1)
+    real = a3c_pong.OneStepQ.exploration(settings, 0, 3.0)
     library.set(b"epsilon_frames", 3_000_000)
     for steps in 0, 250_000, 999_999, 5_000_000:
         assert np.isclose(library.epsilon(real(10**9), steps), real(steps), rtol=1e-12)
@@ -365,10 +364,10 @@ def test_runs_make_a_table(run, tmp_path):
     result = tmp_path / "result.csv"
     options = "--seeds", "1-2", "--steps", "1e4"
     done = run(result, *options, "--", "",
-               "workers=16 steps_per_update=20 frames=1 eval=3")  # fmt: skip
+               "workers=16 global_iteration_update=20 frames=1 eval=3")  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     rows = list(csv.DictReader(result.open()))
-    names = "workers", "steps_per_update", "other", "seed"
+    names = "workers", "global_iteration_update", "other", "seed"
     assert sorted([row[name] for name in names] for row in rows) == [
         ["16", "20", "frames=1 eval=3", "1"], ["16", "20", "frames=1 eval=3", "2"],
         ["2", "120", "", "1"], ["2", "120", "", "2"],
@@ -402,8 +401,8 @@ def test_runs_go_on_from_a_checkpoint(start, run, library, tmp_path, monkeypatch
                     "--run-dir", "trained")  # fmt: skip
     assert trained.wait() == 0
     folder = trained.folder / "trained"
-    path, arrays, about, _ = checkpoints.load_newest(folder)
-    steps = about["agent_steps"]
+    checkpoint = checkpoints.load_newest(folder)
+    arrays, steps = checkpoint.arrays, checkpoint.about["agent_steps"]
 
     monkeypatch.syspath_prepend(SEARCH)
     state, steps_read = tmp_path / "state", ctypes.c_long()
@@ -412,12 +411,12 @@ def test_runs_go_on_from_a_checkpoint(start, run, library, tmp_path, monkeypatch
     assert library.read_from(bytes(state), ctypes.byref(steps_read))
     assert steps_read.value == steps >= 5000
     for ours, kernel, of in (
-        (library.weights, "kernel", "globalnet/{0}/{1}"),
-        (library.mean_squares, "mean_square", "W_0/globalnet/{0}/{1}/RMSPropOptimiser_{0}"),
+        (library.weights, "kernel", "globalnet/{0}_network/{2}"),
+        (library.mean_squares, "mean_square", "globalnet/{0}_network/{2}/RMSPropOptimiser{1}"),
     ):
         actor, critic = (
-            [arrays[of.format(head, n)] for n in ("bias", "head_kernel", "head_bias")]
-            for head in ("actor_network", "critic_network")
+            [arrays[of.format(*head, n)] for n in ("bias", "head_kernel", "head_bias")]
+            for head in (("actor", "Actor"), ("critic", "Critic"))
         )
         theirs = [arrays[f"globalnet/{kernel}"], *(np.r_[a.T.ravel(), c.T.ravel()]
                   for a, c in zip(actor, critic))]  # fmt: skip
@@ -431,7 +430,8 @@ def test_runs_go_on_from_a_checkpoint(start, run, library, tmp_path, monkeypatch
     done = run(result, "--from", folder, "--seeds", "1", "--steps", "1e4", "--", "gamma=.9")
     assert (done.returncode, done.stderr) == (0, "")
     (row,) = csv.DictReader(result.open())
-    assert row["other"] == f"from=trained/{path.stem} gamma=.9" and row["last_step_M"] == "0.0"
+    assert row["other"] == f"from=trained/{checkpoint.path.stem} gamma=.9"
+    assert row["last_step_M"] == "0.0"
     for arguments, words in (
         (("--from", folder, "--steps", steps), f"{steps:,} steps already"),
         (("--from", tmp_path / "nowhere"), "no such folder"),
@@ -449,7 +449,7 @@ def test_bad_input_gets_one_line_and_status_2(run, tmp_path):
         ([result, "--", "gamma"], "gamma"),
         ([result, "--", "gamma=x"], "gamma=x"),
         ([result, "--", "seed=1"], "--seeds"),
-        ([result, "--", "steps_per_update=9999"], "1 to 2000"),
+        ([result, "--", "global_iteration_update=9999"], "1 to 2000"),
         ([result, "--", "method=4"], "method 0 to 3"),
         ([result, "--", "method=1 epsilons=.1,x"], "epsilons=.1,x"),
         ([result, "--seeds", "3-1"], "--seeds"),

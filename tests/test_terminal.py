@@ -13,6 +13,7 @@ from program import FAILS_WHEN_TOLD, GAME_LINE, HANGS, ROOT, save_agent, wait_un
 
 import pong_actor
 from runtime import display
+from runtime.actors import PongActor
 
 # ------------------------------------------------------------------------------- what it is made of
 
@@ -47,7 +48,7 @@ def test_a_curve_is_an_area_in_eighths():
 
 @pytest.fixture
 def actor():
-    actor = pong_actor.PongActor(pong_actor.game("Pong-v0"), [1], (20, 12800, 300))  # two frames
+    actor = PongActor(pong_actor.game("Pong-v0"), [1], (20, 12800, 300))  # two frames
     yield actor
     actor.close()
 
@@ -244,7 +245,7 @@ def terminal(tmp_path):
 @pytest.mark.slow
 def test_a_terminal_shows_the_game_and_ctrl_c_leaves_it_clean(terminal):
     shell = terminal(120, 50)
-    shell.start("--workers 2")
+    shell.start("--num-workers 2")
     assert wait_until(lambda: shell.shows_both_paddles(40))
 
     assert "[48;5;236m" in "".join(shell.rows("-e"))
@@ -292,7 +293,7 @@ def games_in(text):
 def test_a_terminal_of_24_rows_without_colours_until_the_limit(terminal):
     shell = terminal(100, 24)
     shell.keys("export NO_COLOR=1", "Enter")
-    shell.start("--workers 2 --max-episodes 60 --render terminal")
+    shell.start("--num-workers 2 --max-global-episodes 60 --render terminal")
     assert wait_until(lambda: shell.shows_both_paddles(20))
     assert not re.search(r"\x1b\[[\d;]*[34]8;", "\n".join(shell.rows("-e")))
     assert wait_until(shell.ended)
@@ -308,7 +309,7 @@ def test_a_narrow_terminal_shows_the_bar_and_says_why_if_asked(terminal):
     for render in "auto", "terminal":
         shell.keys("clear; tmux clear-history", "Enter")
         assert wait_until(lambda: not re.search("━|status", shell.text()))
-        shell.start("--workers 2 --max-episodes 3 --render", render)
+        shell.start("--num-workers 2 --max-global-episodes 3 --render", render)
         assert wait_until(lambda: "━" in shell.text())
         assert wait_until(shell.ended)
         why = "no view of W_0's game: the terminal has 80 columns, and it takes 100"
@@ -321,7 +322,7 @@ def test_a_narrow_terminal_shows_the_bar_and_says_why_if_asked(terminal):
 def test_a_fault_leaves_the_terminal_clean_and_is_shown(terminal):
     shell = terminal(100, 24)
     (shell.folder / "driver.py").write_text(FAILS_WHEN_TOLD)
-    shell.start("--workers 1", program="driver.py")
+    shell.start("--num-workers 1", program="driver.py")
     assert shell.comes_to_show_a_court(20)
     assert wait_until(lambda: GAME_LINE.search("\n".join(shell.rows()[22:])))
     (shell.folder / "fail").touch()

@@ -14,9 +14,9 @@ import rich.console
 from program import ROOT, count_pixels, kill, save_agent, shows_court, wait_until
 
 import pong_actor
-from runtime import checkpoints
-from runtime import command_line as settings
-from runtime import playback as watch
+from a3c_pong import PRESETS, Settings
+from runtime import checkpoints, command_line, playback
+from runtime.actors import PongActor
 
 SCRIPT = str(ROOT / "a3c_pong.py")
 
@@ -39,28 +39,29 @@ def test_the_policy_is_the_actors_part_of_the_newest_good_checkpoint(tmp_path):
     older, arrays = save_agent(tmp_path, agent_steps=5, seed=1)
     newest, others = save_agent(tmp_path, agent_steps=6, seed=2)
     for where, file, there in ((tmp_path, newest, others), (older, older, arrays)):
-        policy, about, path, damaged = watch.load_policy(where)
-        assert path == file and damaged == []
-        assert about["agent_steps"] == int(file.stem.split("-")[1])
+        policy, checkpoint = playback.load_policy(where)
+        assert checkpoint.path == file and checkpoint.passed_over == []
+        assert checkpoint.about["agent_steps"] == int(file.stem.split("-")[1])
         assert policy.kernel.shape == (6400, 300)
         assert np.array_equal(policy.kernel, there["globalnet/kernel"][:, :300])
         for name, array in zip(policy._fields[1:], policy[1:]):
             assert np.array_equal(array, there[f"globalnet/actor_network/{name}"])
     newest.write_bytes(newest.read_bytes()[:-100])
-    policy, _, path, damaged = watch.load_policy(tmp_path)
-    assert path == older and len(damaged) == 1 and newest.name in damaged[0]
+    policy, checkpoint = playback.load_policy(tmp_path)
+    (damaged,) = checkpoint.passed_over
+    assert checkpoint.path == older and newest.name in damaged
     assert np.array_equal(policy.kernel, arrays["globalnet/kernel"][:, :300])
 
 
 def test_a_q_network_of_two_frames_is_played_by_epsilon_greedy(tmp_path):
     _, arrays = save_agent(tmp_path, method="n-step-q", frames=2)
-    policy, about, _, _ = watch.load_policy(tmp_path)
+    policy, checkpoint = playback.load_policy(tmp_path)
     assert np.array_equal(policy.kernel, arrays["globalnet/kernel"])
     assert np.array_equal(policy.head_kernel, arrays["globalnet/q_network/head_kernel"])
-    assert {way: epsilon for way, (epsilon, _) in watch.ways(about).items()} == {
+    assert {way: epsilon for way, (epsilon, _) in playback.ways(checkpoint.about).items()} == {
         "sampled": 0.1, "greedy": 0.0
     }  # fmt: skip
-    with watch.actor_with(policy, pong_actor.game("Pong-v0"), [1]) as actor:
+    with playback.actor_with(policy, pong_actor.game("Pong-v0"), [1]) as actor:
         assert actor.play(20, 0.1).rows.max() > 6400
 
 
@@ -69,8 +70,8 @@ def test_a_q_network_of_two_frames_is_played_by_epsilon_greedy(tmp_path):
 
 def play_one(run_folder, seed, epsilon):
     """A game as the protocol says it is played: (score, steps)."""
-    policy, _, _, _ = watch.load_policy(run_folder)
-    actor = pong_actor.PongActor(pong_actor.game("Pong-v0"), seed, (100, 6400, 300))
+    policy, _ = playback.load_policy(run_folder)
+    actor = PongActor(pong_actor.game("Pong-v0"), seed, (100, 6400, 300))
     try:
         for mine, array in zip(actor.policy, policy):
             mine[...] = array
@@ -127,7 +128,7 @@ def test_an_evaluation_is_what_its_protocol_says_whatever_the_cores(start, run_f
 
 def test_figures_of_games():
     games = [(21, 3, 900, False), (20, 21, 1000, False), (4, 4, 36_000, True)]
-    assert watch.figures(games) == dict(
+    assert playback.figures(games) == dict(
         mean=17 / 3, standard_deviation=pytest.approx(np.std([18, -1, 0])), minimum=-1, maximum=18,
         wins=1, cut_off=1, scores=[18, -1, 0], steps=[900, 1000, 36_000],
     )  # fmt: skip
@@ -169,7 +170,7 @@ def test_a_killed_evaluation_leaves_no_actor(start, run_folder):
 
 def test_the_colours_of_a_film_are_the_emulators():
     pong = pong_actor.Pong("Pong-v0", 1)
-    camera, pictures = watch.Camera(pong.ale), []
+    camera, pictures = playback.Camera(pong.ale), []
     pong.ale = camera
     act = camera.act
     camera.act = lambda action: (act(action), pictures.append(camera.getScreenRGB()))[0]
@@ -178,16 +179,16 @@ def test_the_colours_of_a_film_are_the_emulators():
         for step in range(200):
             pong.step(step % 6)
         assert 400 <= len(pictures) == len(camera.frames) + 1
-        assert np.array_equal(watch.COLOURS[np.stack(camera.frames)], pictures[1:])
+        assert np.array_equal(playback.COLOURS[np.stack(camera.frames)], pictures[1:])
         pictures.clear()
         camera.frames.clear()
 
 
 def film_of(run_folder, seed, frames):
     """The first frames of a game that is filmed, RGB."""
-    policy, about, _, _ = watch.load_policy(run_folder)
-    film = watch.filmed_game(policy, about, seed)
-    return [watch.COLOURS[frame] for _, frame in zip(range(frames), film)]
+    policy, checkpoint = playback.load_policy(run_folder)
+    film = playback.filmed_game(policy, checkpoint.about, seed)
+    return [playback.COLOURS[frame] for _, frame in zip(range(frames), film)]
 
 
 @pytest.mark.slow
@@ -310,9 +311,9 @@ def test_an_agent_plays_in_a_window_until_it_is_closed_or_ctrl_c(start, screen, 
 
 
 def test_a_line_for_each_game_until_the_emulator_dies(run_folder, tmp_path):
-    policy, _, _, _ = watch.load_policy(run_folder)
+    policy, _ = playback.load_policy(run_folder)
     game = pong_actor.game("Pong-v0")
-    with watch.actor_with(policy, game, [1]) as actor:
+    with playback.actor_with(policy, game, [1]) as actor:
 
         def kill_after_a_game():
             wait_until(lambda: "\n" in (tmp_path / "lines").read_text())
@@ -321,8 +322,8 @@ def test_a_line_for_each_game_until_the_emulator_dies(run_folder, tmp_path):
         with open(tmp_path / "lines", "w", buffering=1) as file:
             killer = threading.Thread(target=kill_after_a_game)
             killer.start()
-            with pytest.raises(watch.Failed, match="killed by SIGKILL"):
-                watch.play_in_window(actor, None, game, rich.console.Console(file=file))
+            with pytest.raises(playback.Failed, match="killed by SIGKILL"):
+                playback.play_in_window(actor, None, game, rich.console.Console(file=file))
             killer.join()
     lines = (tmp_path / "lines").read_text().splitlines()
     assert len(lines) >= 1
@@ -357,7 +358,7 @@ def test_a_line_for_each_game_until_the_emulator_dies(run_folder, tmp_path):
 )
 def test_options_that_make_no_sense_together_are_named_in_one_line(options, words, capsys):
     with pytest.raises(SystemExit) as stopped:
-        settings.parse_settings(options.split(), "")
+        command_line.parse(Settings, PRESETS, "", options.split())
     out, err = capsys.readouterr()
     assert stopped.value.code == 2 and out == ""
     assert len(err.splitlines()) == 1 and words in err
@@ -381,7 +382,7 @@ def test_options_that_make_no_sense_together_are_named_in_one_line(options, word
 )
 def test_what_cannot_be_done_is_said_in_one_line(start, run_folder, tmp_path, options, words):
     (run_folder / "there.gif").write_text("")
-    checkpoints.save(tmp_path / "empty.npz", {}, {})
+    checkpoints.save(tmp_path / "empty.npz", checkpoints.Checkpoint({}, {}))
     for name, path in (("RUN", run_folder), ("README", ROOT / "README.md"), ("ROOT", ROOT),
                        ("EMPTY", tmp_path / "empty.npz")):  # fmt: skip
         options = options.replace(name, str(path))

@@ -1,0 +1,184 @@
+"""The start of a run in a process of a cluster: a parameter server, the chief, or a worker."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+import time
+
+from cluster.chief import ChiefNetwork, ChiefSupervisor
+from cluster.config import split_address
+from cluster.link import PATIENCE, Held, Link, Lost, attended
+from cluster.network import RemoteNetwork
+from cluster.parameters import Board
+from cluster.server import start_server
+from runtime.actors import ActorsKeepDying, new_actors, start_actors
+from runtime.command_line import fail, option, shown
+from runtime.graph import load_tensorflow
+from runtime.launch import Launch
+from runtime.supervisor import stop_workers
+
+LINGER = 5  # seconds in which workers hear of the run's end
+
+
+def serve(cluster, signals):
+    """Be a parameter server until the run is over or a signal comes; return the exit status."""
+    try:
+        load_tensorflow()
+        start_server(cluster)
+        port = split_address(cluster.addresses["ps"][cluster.index])[1]
+        where = f"port {port} of all this machine's addresses"
+        print(f"{cluster.task()} listens on {where}", flush=True)
+        link = Link(cluster, Board())
+        link.stopped = lambda: bool(signals)
+
+        def watch():
+            while not link.over():
+                with contextlib.suppress(Lost, Held):
+                    incarnation, _, _, link.ended, age = link.state()
+                    link.chief_missing = not link.ended and (not incarnation or age > PATIENCE)
+                time.sleep(0.5)
+
+        attended(watch, link)
+        print(f"the chief has ended the run: {link.ended}", flush=True)
+        time.sleep(LINGER)
+    except KeyboardInterrupt:
+        print("this parameter server ends; what it held is lost but for the last checkpoint")
+    return signals.status()
+
+
+class ChiefLaunch(Launch):
+    """The start of a cluster's run by its chief."""
+
+    SUPERVISOR = ChiefSupervisor
+
+    def __init__(self, cluster, *how):
+        """cluster: the `Cluster`; the other arguments are those of `Launch`."""
+        self.cluster = cluster
+        super().__init__(*how)
+
+    def global_network(self, session):
+        """Return the global network, on the parameter servers."""
+        start_server(self.cluster)
+        return ChiefNetwork(self.cluster, session, self.settings)
+
+
+class WorkerLaunch:
+    """The start of a worker process, to be used in a `with` as `Launch` is."""
+
+    def __init__(self, cluster, given, Settings, signals):
+        """Wait for the chief's run, and take its settings.
+
+        Args:
+            cluster: the `Cluster`.
+            given: dict of the settings on the command line.
+            Settings: the script's dataclass.
+            signals: the process' `Signals`.
+        """
+        self.cluster, self.signals, self.actors = cluster, signals, None
+        self.given, self.Settings, self.notices = given, Settings, []
+
+    def __enter__(self):
+        try:
+            load_tensorflow()
+            start_server(self.cluster)
+            self.joined, self.chiefs = join(self.cluster)
+            self.settings = worker_settings(self.Settings, json.loads(self.chiefs), self.given)
+        except KeyboardInterrupt:
+            sys.exit(self.signals.status())
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if self.actors:
+            self.actors.close()
+        if isinstance(error, KeyboardInterrupt):
+            sys.exit(self.signals.status())
+        if isinstance(error, ActorsKeepDying):
+            fail(error, status=1)
+        if error is None and self.globalnet.link.other_run and not self.signals:
+            os.execv(sys.executable, sys.orig_argv)
+
+    def start_actors(self, policy_units, ahead):
+        """Start the actors; the arguments are those of `Launch.start_actors`."""
+        self.actors = new_actors(self.settings, policy_units, ahead)
+        self.actors.started = self.joined * 10_000  # other games than any process before it played
+        start_actors(self.actors, self.settings, self.cluster.first_worker())
+        return self.actors
+
+    def global_network(self, session):
+        """Return the global network, on the parameter servers."""
+        self.globalnet = RemoteNetwork(self.cluster, session, self.settings)
+        self.globalnet.link.settings = self.chiefs
+        return self.globalnet
+
+    def begin(self, run, workers):
+        """Say who trains here."""
+        run.globalnet.begin(run)
+        run.measures = False  # the chief alone does
+        self.signals.starting = False
+        names = ", ".join(self.actors)
+        task = self.cluster.task()
+        print(f"{task} trains with {names}; games and curve are the chief's", flush=True)
+
+    def supervisor(self, run, workers):
+        """Return what stands for the supervisor here."""
+        return Follower(run, self.actors, self.signals)
+
+
+class Follower:
+    """The main thread of a worker process, which waits until the chief ends the run."""
+
+    def __init__(self, run, actors, signals):
+        self.run, self.actors, self.signals = run, actors, signals
+
+    def show_and_save(self, threads):
+        """Print who is waited for, until the run is over or a signal comes; end the threads."""
+        run, told = self.run, 0
+        while not run.coordinator.wait_for_stop(0.25):
+            if self.signals:
+                run.stop(f"{self.signals.name()}: this worker leaves, the others go on")
+            run.look_at_limits()
+            run.notices.extend(run.globalnet.link.notices())
+            for line in run.notices[told:]:
+                print(line, flush=True)
+            told = len(run.notices)
+        stop_workers(threads, self.actors)
+        return [thread for thread in threads if not thread.is_alive()]
+
+    def plot(self):
+        """Print why the run is over; return the exit status. The plot is the chief's."""
+        print(self.run.stopped_because, flush=True)
+        return self.signals.status()
+
+
+def join(cluster):
+    """Wait for the chief's run.
+
+    Returns:
+        the worker process' number in it, and the settings as JSON.
+    """
+    link = Link(cluster, Board())
+
+    def work():
+        while True:
+            link.wait_until_going()
+            with contextlib.suppress(Lost, Held):
+                if not link.ended:
+                    joined, settings = link.call("join")
+                    return int(joined), settings
+            time.sleep(0.5)
+            link.ended = ""  # of a run that is over: another one may begin
+
+    return attended(work, link)
+
+
+def worker_settings(Settings, chiefs, given):
+    """Return a worker process' settings: the chief's, and a line for each it was told otherwise."""
+    own = dict(num_workers=given.get("num_workers"), render="never")
+    settings = dataclasses.replace(Settings(**chiefs), **own)
+    for name, value in given.items():
+        if name in chiefs and value != chiefs[name]:
+            line = f"{option(name)} is the chief's to say: it is {shown(chiefs[name])}"
+            print(f"{line}, not {shown(value)}", flush=True)
+    return settings

@@ -1,0 +1,157 @@
+"""A process' session with the parameter servers, which outlives them."""
+
+import contextlib
+import threading
+import time
+
+from cluster.config import answers
+from cluster.server import kept
+from runtime.graph import make_callable, tf
+
+
+class Lost(Exception):
+    """A call got no answer, or its subject is no longer there."""
+
+
+class Held(Exception):
+    """The parameter servers refuse a call: the caller's incarnation is not at work."""
+
+
+CALL_SECONDS = 60  # the time-out of a call; a link that is cut for seconds does not reach it
+PATIENCE = 10  # seconds without a sign of the chief, after which workers wait for it
+
+
+class Link:
+    """A process' session with the parameter servers, made anew when it is lost.
+
+    Workers' threads wait here for a parameter server or the chief.
+    """
+
+    def __init__(self, cluster, board):
+        """cluster: the `Cluster` that this process is in. board: a `Board`."""
+        self.cluster, self.board = cluster, board
+        self.stopped = lambda: False  # whether the run is stopped here
+        self.lock, self.connecting = threading.Lock(), threading.Lock()
+        self.session, self.callables = None, {}
+        self.pending = {}  # thread -> the time at which its call began
+        self.incarnation, self.ended = 0, ""
+        self.settings = None  # the run's, as the chief wrote them
+        self.other_run = self.chief_missing = False
+        self.told = None  # the missing process that the user was told of
+
+    def call(self, name, *values):
+        """Make a call of the board, and return its answer. Raises Lost, Held."""
+        errors, me = tf.errors, threading.get_ident()
+        self.pending[me] = time.monotonic()
+        session = None
+        try:
+            session, callables = self._connected()
+            return callables[name](*values)
+        except errors.InvalidArgumentError as error:
+            raise Held(str(error)) from None
+        except errors.OpError as error:
+            if self.session is session:
+                self.session = None
+            raise Lost(str(error)) from None
+        finally:
+            del self.pending[me]
+
+    def _connected(self):
+        """Return the session, a new one if need be, and its callables. Raises Lost."""
+        with self.connecting:
+            if self.session is None:
+                address = self.cluster.addresses["ps"][0]
+                if not answers(address):
+                    time.sleep(0.2)
+                    raise Lost(f"{address} does not answer")
+                config = tf.ConfigProto(device_filters=["/job:ps"])  # the others may come later
+                session = tf.Session(f"grpc://{address}", self.board.graph, config)
+                self.callables = {
+                    name: make_callable(session, *how, CALL_SECONDS)
+                    for name, how in self.board.calls.items()
+                }
+                self.session = session
+                kept.append((session, self.callables))
+            return self.session, self.callables
+
+    def state(self):
+        """Return (incarnation, T, T_max, ended, seconds since the chief's last sign).
+
+        incarnation is 0 if no run has begun.
+        """
+        if not self.call("ready")[0]:
+            return 0, 0, 0, "", 0.0
+        incarnation, T, T_max, ended, age = self.call("state")
+        return int(incarnation), int(T), int(T_max), ended.decode(), float(age)
+
+    def over(self):
+        """Return whether this process is done: the run is over, or another one has begun."""
+        return self.stopped() or bool(self.ended) or self.other_run
+
+    def wait_until_going(self):
+        """Block until the run is at work, or `over`."""
+        with self.lock:
+            while not self.over():
+                with contextlib.suppress(Lost, Held):
+                    incarnation, T, T_max, self.ended, age = self.state()
+                    self.chief_missing = not self.ended and (not incarnation or age > PATIENCE)
+                    if not self.ended and not self.chief_missing and T < T_max:
+                        if incarnation != self.incarnation:
+                            (settings,) = self.call("settings")
+                            self.other_run = self.settings not in (None, settings)
+                            self.settings, self.incarnation = settings, incarnation
+                        return
+                time.sleep(0.1)
+
+    def exchange(self, *values):
+        """Push and pull; return the answer, or None if the push was lost.
+
+        values: the feeds of `Parameters`' call "exchange".
+        """
+        try:
+            answer = self.call("exchange", *values)
+        except (Lost, Held):
+            self.wait_until_going()
+            return None
+        if answer[1] > PATIENCE:
+            self.wait_until_going()
+        return answer
+
+    def notices(self):
+        """Return lines for the user about the process that this one waits for; each once."""
+        missing, now = None, time.monotonic()
+        if any(now - since > 3 for since in list(self.pending.values())) or self.session is None:
+            servers = enumerate(self.cluster.addresses["ps"])
+            silent = [k for k, address in servers if not answers(address)]
+            missing = ", ".join(self.cluster.where("ps", k) for k in silent) or None
+        elif self.chief_missing and self.cluster.job != "chief":
+            missing = self.cluster.where("chief", 0)
+        if missing == self.told:
+            return []
+        self.told = missing
+        return [f"waiting for {missing}" if missing else "all are there: going on"]
+
+
+def attended(work, link):
+    """Do work() in a thread, so that a signal can interrupt the wait for it; return its result.
+
+    Meanwhile the user is told which process the link waits for.
+    """
+    done = []
+
+    def do():
+        try:
+            done.append((work(), None))
+        except Exception as error:
+            done.append((None, error))
+
+    thread = threading.Thread(target=do, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.25)
+        for line in link.notices():
+            print(line, flush=True)
+    result, error = done[0]
+    if error:
+        raise error
+    return result

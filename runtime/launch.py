@@ -1,0 +1,198 @@
+"""The start of a run: its settings, folder, actors and global network, new or resumed."""
+
+import dataclasses
+import os
+import sys
+
+from runtime import checkpoints
+from runtime.actors import ActorsKeepDying, new_actors, restore_games, start_actors
+from runtime.command_line import changeable, check, fail, option, shown
+from runtime.curve import curve_of
+from runtime.display import duration
+from runtime.global_network import GlobalNetwork
+from runtime.run_folder import InUse, RunFolder
+from runtime.supervisor import Supervisor
+
+
+class Launch:
+    """The start of a run in one process, to be used in a `with`.
+
+    At its end the actors are gone. A signal during start-up removes a new run's folder again, and
+    ends the program with the signal's status.
+    """
+
+    SUPERVISOR = Supervisor
+
+    def __init__(self, command, given, Settings, signals):
+        """Find the run's settings. What the user did wrong ends the program with one line.
+
+        Args:
+            command: the namespace from the command line.
+            given: dict of the settings given there.
+            Settings: the script's dataclass.
+            signals: the process' `Signals`.
+        """
+        self.command, self.given, self.signals = command, given, signals
+        self.notices = []  # lines for the user
+        self.folder = self.checkpoint = self.actors = None
+        with user_errors():
+            self.settings = self.find_settings(Settings)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if self.actors:
+            self.actors.close()
+        if isinstance(error, KeyboardInterrupt):  # a signal during start-up
+            self.signals.starting = False
+            if self.folder and not self.command.resume:
+                self.folder.discard()
+            sys.exit(self.signals.status())
+        if isinstance(error, ActorsKeepDying):
+            fail(error, status=1)
+
+    def find_settings(self, Settings):
+        """Return the settings of a new run, or of the one to resume, whose folder is opened."""
+        settings = self._resumed(Settings) if self.command.resume else Settings(**self.given)
+        if settings.seed is None:  # drawn here, so that config.json has it
+            settings = dataclasses.replace(settings, seed=int.from_bytes(os.urandom(3)))
+        return settings
+
+    def _resumed(self, Settings):
+        path, allowed = self.command.resume, changeable(Settings)
+        for name in self.given:
+            if name not in allowed:
+                raise ValueError(f"{option(name)} belongs to the run: it cannot change on the way")
+        self.folder = RunFolder.existing(path, self.notices)
+        if checkpoints.paths(path):
+            self.checkpoint = checkpoints.load_newest(path)
+            self.notices.extend(self.checkpoint.passed_over)
+        else:
+            self.notices.append(f"{path} has no checkpoint yet: the run begins at its beginning")
+        kept = self.checkpoint.about["settings"] if self.checkpoint else {}
+        return resumed_settings(Settings, self.folder, kept, self.given, self.notices)
+
+    def start_actors(self, policy_units, ahead):
+        """Start the actors, and make the folder of a new run; return the `Actors`.
+
+        Args:
+            policy_units: hidden units of the policy network.
+            ahead: whether the action after a rollout is chosen with the rollout's policy.
+        """
+        with user_errors():
+            self.actors = new_actors(self.settings, policy_units, ahead)
+            if self.checkpoint:  # other games for workers that have none to continue
+                self.actors.started = self.checkpoint.about["actors_started"]
+            self.in_window = start_actors(self.actors, self.settings)
+            if self.folder is None:
+                self.folder = RunFolder.new(dataclasses.asdict(self.settings), self.notices)
+        return self.actors
+
+    def global_network(self, session):
+        """Return the global network: here one of this process."""
+        return GlobalNetwork(session, self.settings)
+
+    def begin(self, run, workers):
+        """Begin the run, or continue from the newest checkpoint that fits."""
+        if self.checkpoint:
+            self._continue_from(self._fitting(run), run, workers)
+        if self.command.resume:
+            path = self.checkpoint.path if self.checkpoint else None
+            settings = dataclasses.asdict(run.settings)
+            self.folder.resume(path, settings, run.episodes, run.agent_steps)
+        run.globalnet.begin(run)
+
+    def _fitting(self, run):
+        """Return the newest checkpoint that fits the run's global network."""
+
+        def misfit(checkpoint):
+            return why_not(checkpoint, run.settings.method, run.globalnet.variables())
+
+        if misfit(self.checkpoint):
+            try:
+                self.checkpoint = checkpoints.load_newest(self.folder.path, misfit)
+            except ValueError as error:
+                fail(error)
+            run.notices.extend(self.checkpoint.passed_over)
+        return self.checkpoint
+
+    def _continue_from(self, checkpoint, run, workers):
+        about = checkpoint.about
+        run.globalnet.restore(checkpoint)
+        run.restore(curve_of(checkpoint.arrays), about["seconds"])
+        then, now = about["versions"]["ale-py"], checkpoints.versions()["ale-py"]
+        if then != now:
+            run.notices.append(f"ale-py was {then} and is {now}: every worker begins a new game")
+        restore_games(workers, checkpoint, same_emulator=then == now)
+        played = f"{about['games']:,} games, {about['agent_steps']:,} steps"
+        seconds = duration(about["seconds"])
+        run.notices.append(f"going on from {checkpoint.path}: {played} in {seconds}")
+
+    def supervisor(self, run, workers):
+        """Return what shows and saves the run."""
+        self.signals.starting = False
+        where = self.folder, self.actors, self.in_window
+        return self.SUPERVISOR(run, workers, *where, self.signals)
+
+
+class user_errors:  # noqa: N801, used as a statement
+    """A `with` in which what the user did wrong ends the program with one line and status 2."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if isinstance(error, ValueError | InUse):
+            fail(error)
+        if isinstance(error, OSError):
+            where = f"cannot write to {error.filename}: " if error.filename else ""
+            fail(where + checkpoints.why(error))
+
+
+def why_not(checkpoint, method, variables):
+    """Return why a checkpoint does not fit a method's variables, in words; None if it fits.
+
+    variables: dict of name -> variable. Each must be there, with its shape.
+    """
+    if checkpoint.about["method"] != method:
+        return f"it is of the method {checkpoint.about['method']}, not {method}"
+    for name, variable in variables.items():
+        array = checkpoint.arrays.get(name)
+        if array is None or list(array.shape) != variable.shape.as_list():
+            return f"it is of another network: {name}"
+    return None
+
+
+def resumed_settings(Settings, folder, kept, given, notices):
+    """Return the settings of a run to resume, as the command line changes them.
+
+    Args:
+        Settings: the script's dataclass.
+        folder: the run's `RunFolder`.
+        kept: dict of the settings in its checkpoint; {} if there is none yet.
+        given: dict of the settings on the command line, all of them changeable.
+        notices: list of lines for the user, to add to.
+
+    Raises:
+        ValueError: with one line for the user.
+    """
+    names = [field.name for field in dataclasses.fields(Settings)]
+    config = f"{folder.path}/config.json"
+    try:
+        values = folder.config()["settings"]
+        settings = Settings(**{name: values[name] for name in names if name in values} | given)
+        check(settings)
+    except (OSError, ValueError, TypeError) as error:
+        if not kept:
+            raise ValueError(f"{config}: {checkpoints.why(error)}") from None
+        line = f"{config} is not readable ({checkpoints.why(error)}): "
+        notices.append(line + "the settings are the checkpoint's")
+        values = kept
+        settings = Settings(**{name: kept[name] for name in names if name in kept} | given)
+    for name in [name for name in names if name not in values]:
+        default = shown(getattr(settings, name))
+        notices.append(f"{config} does not say {name}: it is {default}")
+    for name in [name for name in values if name not in names]:
+        notices.append(f"{config} says {name}, which is no setting: left out")
+    return settings

@@ -1,0 +1,231 @@
+"""A run's folder: config.json, scores.csv, reward.png, events and checkpoints, up to date."""
+
+import contextlib
+import errno
+import fcntl
+import io
+import json
+import math
+import multiprocessing
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+
+import matplotlib.figure
+
+from runtime import checkpoints
+from runtime.checkpoints import append, replacing, why
+from runtime.curve import Episode, table
+from runtime.events import EventFile
+from runtime.plots import draw_curve
+
+
+class InUse(Exception):
+    """Another process writes to the folder."""
+
+
+def commit():
+    """Return the commit of this checkout, with -dirty if it was changed; None elsewhere."""
+    command = ["git", "-C", pathlib.Path(__file__).parent, "describe", "--always", "--dirty"]
+    with contextlib.suppress(OSError):
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+
+
+class RunFolder:
+    """The folder of a run, which one process has to itself until it ends, however it ends.
+
+    What cannot be written, for example on a full disk, is written as soon as it can be. A line in
+    `notices` says so, and the run continues.
+    """
+
+    PLOTTED_EVERY = 60  # seconds
+    KEPT = 3  # checkpoints, besides the best
+    BEST_FROM = 100  # games: before, a running score says little
+    TELLTALES = "config.json", "checkpoints"  # only a folder that holds a run has them
+
+    def __init__(self, path, notices):
+        """Open a folder; use `new` or `existing` instead. notices: list of lines for the user."""
+        self.path, self.notices = path, notices
+        self.rows = 0  # of scores.csv
+        self.length = 0  # of scores.csv in bytes; None: it must be written anew
+        self.best, self.events = -math.inf, None
+        self.unwritten, self.plotted = set(), time.monotonic()
+        self.lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released with the process
+        except BlockingIOError:
+            raise InUse(f"{path} is in use by a run that has not ended") from None
+
+    @classmethod
+    def new(cls, settings, notices):
+        """Make the folder of a new run.
+
+        Args:
+            settings: dict of the run's settings.
+            notices: list of lines for the user, to add to.
+
+        Raises:
+            OSError: it cannot be made, or holds a run.
+        """
+        path = pathlib.Path(settings["run_dir"]) if settings["run_dir"] else cls._new_path()
+        if path.exists() and not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "it is not a folder", str(path))
+        path.mkdir(parents=True, exist_ok=True)
+        for name in "scores.csv", *cls.TELLTALES:
+            if (path / name).exists():
+                reason = f"it holds a run already, {name}; a new one needs a folder of its own"
+                raise FileExistsError(errno.EEXIST, reason, str(path))
+        config = dict(settings=settings, command=sys.argv, commit=commit())
+        config["machine"] = f"{multiprocessing.cpu_count()} cores, {platform.platform()}"
+        config["versions"] = checkpoints.versions()
+        with open(path / "scores.csv", "x"):
+            folder = cls(path, notices)
+        try:
+            folder._write_config(config)
+            folder._write_curve([])
+        except OSError as error:
+            folder.discard()
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        return folder
+
+    @classmethod
+    def existing(cls, path, notices):
+        """Open the folder of a run to continue. Raises ValueError for none, InUse, OSError."""
+        if not any((path / name).exists() for name in cls.TELLTALES):
+            raise ValueError(f"{path} holds no run")
+        return cls(path, notices)
+
+    @staticmethod
+    def _new_path():
+        """Make a new folder under runs/, which no other run that starts now can get."""
+        name = time.strftime("runs/%Y-%m-%d_%H-%M-%S")
+        for path in map(pathlib.Path, [name] + [f"{name}_{k}" for k in range(2, 100)]):
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(parents=True)
+                return path
+        raise FileExistsError(errno.EEXIST, "a hundred runs began this second", name)
+
+    def discard(self):
+        """Remove the folder again: the run has not begun."""
+        for name in "scores.csv", "config.json", "lock":
+            (self.path / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the user's own files are in it
+            self.path.rmdir()
+
+    def config(self):
+        """Read config.json, its settings with today's names. Raises ValueError, OSError."""
+        config = json.loads((self.path / "config.json").read_text())
+        if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
+            raise ValueError("it holds no settings")
+        config["settings"] = checkpoints.todays_settings(config["settings"])
+        return config
+
+    def resume(self, checkpoint, settings, episodes, agent_steps):
+        """Cut the files back to a checkpoint; None: to the run's beginning.
+
+        Newer checkpoints, which were no good, are renamed, so that they count no more.
+
+        Args:
+            checkpoint: the path of its file.
+            settings: dict of the settings from now on.
+            episodes, agent_steps: those of the checkpoint.
+        """
+        every = checkpoints.paths(self.path)
+        for bad in every[: every.index(checkpoint)] if checkpoint else every:
+            with contextlib.suppress(OSError):
+                bad.rename(bad.with_name(f"bad-{bad.name}"))
+        with contextlib.suppress(checkpoints.Damaged):
+            best = checkpoints.load(self.path / "checkpoints" / "best.npz")
+            self.best = best.about["running_score"]
+        self.length = None
+        self.write(episodes)
+        config = dict(settings=settings)
+        with contextlib.suppress(OSError, ValueError):
+            config = self.config()
+        before, config["settings"] = config["settings"], settings
+        changed = {name: value for name, value in settings.items() if before.get(name) != value}
+        resumed = dict(command=sys.argv, commit=commit(), agent_steps=agent_steps)
+        resumed.update(changed=changed, versions=checkpoints.versions())
+        config["resumed"] = [*config.get("resumed", []), resumed]
+        with self._if_possible("config.json"):
+            self._write_config(config)
+
+    def begin_events(self, agent_steps, games):
+        """Begin an event file, after so many steps and games."""
+        self.events = EventFile(self.path / "events", agent_steps, games)
+
+    def cut_back(self, episodes, agent_steps):
+        """Continue from an earlier moment of the same run, with these games and steps."""
+        self.begin_events(agent_steps, len(episodes))
+        self.length = None
+        self.write(episodes)
+
+    def write(self, episodes, measured=(), plot_now=False):
+        """Append what is new to scores.csv and the events, and now and then draw reward.png.
+
+        measured: as for `EventFile.write`.
+        """
+        if self.events:
+            with self._if_possible("events"):
+                self.events.write(episodes, measured)
+        if len(episodes) > self.rows or self.length is None:
+            with self._if_possible("scores.csv"):
+                if self.length is None:
+                    self._write_curve(episodes)
+                else:
+                    self._append(episodes[self.rows :])
+        if plot_now or time.monotonic() - self.plotted > self.PLOTTED_EVERY:
+            self.plotted = time.monotonic()
+            figure, picture = matplotlib.figure.Figure((8, 5), layout="constrained"), io.BytesIO()
+            draw_curve(figure.subplots(), episodes)
+            figure.savefig(picture)
+            with self._if_possible("reward.png"), replacing(self.path / "reward.png") as file:
+                file.write(picture.getvalue())
+
+    def write_checkpoint(self, checkpoint):
+        """Write a `Checkpoint` and delete old ones. Return whether it could be written."""
+        folder, about = self.path / "checkpoints", checkpoint.about
+        with self._if_possible("a checkpoint"):
+            folder.mkdir(exist_ok=True)
+            checkpoints.save(folder / f"step-{about['agent_steps']:09}.npz", checkpoint)
+            files = [path for path in checkpoints.paths(self.path) if path.name != "best.npz"]
+            for path in files[self.KEPT :]:
+                path.unlink()
+        score = about["running_score"]
+        if about["games"] >= self.BEST_FROM and score > self.best:
+            with self._if_possible("the best checkpoint"):
+                checkpoints.save(folder / "best.npz", checkpoint)
+                self.best = score
+        return "a checkpoint" not in self.unwritten
+
+    @contextlib.contextmanager
+    def _if_possible(self, what):
+        """Continue if it cannot be written; the first time, a line says so."""
+        try:
+            yield
+            self.unwritten.discard(what)
+        except OSError as error:
+            if not self.unwritten:
+                line = f"cannot write {what} to {self.path}: {why(error)}; training goes on, and "
+                self.notices.append(line + "it will be tried again")
+            self.unwritten.add(what)
+
+    def _write_config(self, config):
+        with replacing(self.path / "config.json") as file:
+            file.write((json.dumps(config, indent=2) + "\n").encode())
+
+    def _write_curve(self, episodes):
+        episodes = list(episodes)  # workers add to it
+        text = table([Episode._fields, *episodes])
+        with replacing(self.path / "scores.csv") as file:
+            file.write(text)
+        self.rows, self.length = len(episodes), len(text)
+
+    def _append(self, episodes):
+        """Append rows to scores.csv."""
+        text = table(episodes)
+        append(self.path / "scores.csv", self.length, text)
+        self.rows, self.length = self.rows + len(episodes), self.length + len(text)
