@@ -253,25 +253,26 @@ class ActorCriticNetwork:
             self.a_prob, self.v, self.a_params, self.c_params = self._build_net()
             self.v_target = feeds.v_target(self.v)
 
-            td = self.v_target - self.v  # temporal difference error [T + 1, 1]
-            minus_log_prob = tf.expand_dims(
-                tf.nn.sparse_softmax_cross_entropy_with_logits(
-                    labels=self.a_his, logits=self.logits
-                ),
-                1,
-            )
-            ones = tf.ones([num_actions, 1], globalnet.dtype)
-            entropy = -(self.a_prob * tf.log(self.a_prob + 1e-5)) @ ones  # [T + 1, 1]
-            actor_terms = [(minus_log_prob, tf.stop_gradient(td)), (entropy, -feeds.beta)]
-            terms = [*actor_terms, (tf.square(td), 1)]
-            self.kernel_grad, *grads = tf.gradients(
-                [term for term, _ in terms],
-                [self.kernel_rows, *self.a_params, *self.c_params],
-                [feeds.each * weight for _, weight in terms],
-            )
-            self.a_grads, self.c_grads = grads[:3], grads[3:]
-            self.a_loss = feeds.reduce(sum(term * weight for term, weight in actor_terms))
-            self.c_loss = feeds.reduce(tf.square(td))
+            td = tf.subtract(self.v_target, self.v, name="temporal_difference_error")  # [T + 1, 1]
+            with tf.name_scope("critic_loss"):
+                self.c_loss = feeds.reduce(tf.square(td))
+
+            with tf.name_scope("actor_loss"):
+                taken = tf.one_hot(self.a_his, num_actions, dtype=globalnet.dtype)
+                log_prob = tf.reduce_sum(self.log_a_prob * taken, axis=1, keepdims=True)
+                exp_v = log_prob * tf.stop_gradient(td)  # only the critic learns from td itself
+                entropy = -tf.reduce_sum(
+                    self.a_prob * tf.log(self.a_prob + 1e-5), axis=1, keepdims=True
+                )  # exploration
+                self.exp_v = feeds.beta * entropy + exp_v
+                self.a_loss = feeds.reduce(-self.exp_v)
+
+            with tf.name_scope("local_grad"):
+                self.a_grads = tf.gradients(self.a_loss, self.a_params)
+                self.c_grads = tf.gradients(self.c_loss, self.c_params)
+                # the kernel has columns of both networks: its gradient is of both losses
+                losses = [self.a_loss, self.c_loss]
+                (self.kernel_grad,) = tf.gradients(losses, [self.kernel_rows])  # [U, 400]
 
         figures = {  # for TensorBoard
             "policy_loss": feeds.mean(self.a_loss),
@@ -296,7 +297,8 @@ class ActorCriticNetwork:
         c_params = self.params.heads["critic_network"]
         logits = two_layers(a_pixels, *a_params)
         a_prob = tf.nn.softmax(logits)
-        self.logits = logits
+        # the chapter's log(a_prob) is -inf at probability 0, and its gradient NaN; this is neither
+        self.log_a_prob = tf.nn.log_softmax(logits)
         v = two_layers(c_pixels, *c_params)  # state value
         return a_prob, v, a_params, c_params
 
