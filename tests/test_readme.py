@@ -132,6 +132,12 @@ def test_each_file_and_picture_it_shows_is_there():
         assert "://" in path or (ROOT / path).exists(), path
 
 
+def test_each_entry_of_the_results_is_shown():
+    shown = README + (ROOT / "results" / "README.md").read_text()
+    for path in (ROOT / "results").iterdir():
+        assert f"results/{path.name}" in shown or f"`{path.name}`" in shown, path.name
+
+
 @pytest.mark.parametrize(
     "path, kilobytes", [("README.md", 12), ("cluster/README.md", 6), ("results/README.md", 6)]
 )
