@@ -47,7 +47,7 @@ class Launch:
         if isinstance(error, KeyboardInterrupt):  # a signal during start-up
             self.signals.starting = False
             if self.folder and not self.command.resume:
-                self.folder.discard()
+                self.folder.remove(self.folder.path)
             sys.exit(self.signals.status())
         if isinstance(error, ActorsKeepDying):
             fail(error, status=1)

@@ -81,14 +81,17 @@ class RunFolder:
         config = dict(settings=settings, command=sys.argv, commit=commit())
         config["machine"] = f"{multiprocessing.cpu_count()} cores, {platform.platform()}"
         config["versions"] = checkpoints.versions()
-        with open(path / "scores.csv", "x"):
-            folder = cls(path, notices)
+        open(path / "scores.csv", "x").close()  # no other run can begin here from now on
         try:
+            folder = cls(path, notices)
             folder._write_config(config)
             folder._write_curve([])
         except OSError as error:
-            folder.discard()
+            cls.remove(path)
             raise OSError(error.errno, error.strerror, str(path)) from None
+        except BaseException:  # a signal
+            cls.remove(path)
+            raise
         return folder
 
     @classmethod
@@ -108,12 +111,13 @@ class RunFolder:
                 return path
         raise FileExistsError(errno.EEXIST, "a hundred runs began this second", name)
 
-    def discard(self):
-        """Remove the folder again: the run has not begun."""
+    @staticmethod
+    def remove(path):
+        """Remove the folder of a run that has not begun."""
         for name in "scores.csv", "config.json", "lock":
-            (self.path / name).unlink(missing_ok=True)
+            (path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # the user's own files are in it
-            self.path.rmdir()
+            path.rmdir()
 
     def config(self):
         """Read config.json, its settings with today's names. Raises ValueError, OSError."""
