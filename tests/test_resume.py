@@ -51,6 +51,11 @@ def steps_kept(run):
     return int(names[0][5:-4]) if names else -1
 
 
+def newest_events(run):
+    """The bytes of a run's newest event file."""
+    return max((run / "events").iterdir()).read_bytes()
+
+
 def events_of(run):
     """What TensorFlow's own reader finds in a run's event files, the header of each left out."""
     a3c_pong.load_tensorflow()
@@ -508,8 +513,12 @@ def test_the_best_checkpoint_is_that_of_the_highest_running_score(tmp_path):
 def test_events_hold_the_curve_and_the_losses_and_a_resumed_run_takes_back_what_it_repeats(
     start, run
 ):
-    program = start("--resume", str(run), "--num-workers", "2", "--max-minutes", "0.05",
-                    "--max-steps", "none")  # fmt: skip
+    files = len(list((run / "events").iterdir()))
+    program = start("--resume", str(run), "--num-workers", "2", "--max-steps", "none")
+    # a new file appears with the first figures or game; figures are measured within some seconds
+    assert wait_until(lambda: len(list((run / "events").iterdir())) > files)
+    assert wait_until(program.games) and wait_until(lambda: b"entropy" in newest_events(run))
+    program.signal(signal.SIGTERM)
     assert program.wait() == 0
     scores, losses, restarts = {}, [], []
     for event in events_of(run):
