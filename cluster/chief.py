@@ -58,7 +58,7 @@ class ChiefNetwork(RemoteNetwork):
 
     def restore(self, checkpoint):
         """Continue from a `Checkpoint`."""
-        self.kept = checkpoint
+        self.kept, self.T = checkpoint, checkpoint.about["agent_steps"]
 
     # ---------------------------------------------------------------------------------- begin a run
 

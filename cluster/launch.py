@@ -27,6 +27,9 @@ def serve(cluster, signals):
     try:
         load_tensorflow()
         start_server(cluster)
+    except KeyboardInterrupt:
+        return signals.status()
+    try:
         port = split_address(cluster.addresses["ps"][cluster.index])[1]
         where = f"port {port} of all this machine's addresses"
         print(f"{cluster.task()} listens on {where}", flush=True)
@@ -52,6 +55,7 @@ class ChiefLaunch(Launch):
     """The start of a cluster's run by its chief."""
 
     SUPERVISOR = ChiefSupervisor
+    CONTINUES_GAMES = False  # they are not in a cluster's checkpoints
 
     def __init__(self, cluster, *how):
         """cluster: the `Cluster`; the other arguments are those of `Launch`."""
@@ -90,6 +94,8 @@ class WorkerLaunch:
         return self
 
     def __exit__(self, kind, error, traceback):
+        if isinstance(error, KeyboardInterrupt):
+            self.signals.starting = False  # a second signal changes nothing
         if self.actors:
             self.actors.close()
         if isinstance(error, KeyboardInterrupt):

@@ -1,8 +1,8 @@
 """The global network on parameter servers, as one process of a cluster sees it.
 
-It has the interface of `runtime.global_network.GlobalNetwork`. The local copies are in this
-process; their gradients are fetched, and go out with the rollout's counts in one call, whose answer
-brings the rows that changed.
+It has the interface of `runtime.global_network.GlobalNetwork`. `snapshot` and `restore` are the
+chief's alone (cluster/chief.py). The local copies are in this process. Their gradients are fetched,
+and one call sends them with the rollout's counts. Its answer brings the rows that changed.
 """
 
 import contextlib

@@ -22,9 +22,10 @@ class Launch:
     """
 
     SUPERVISOR = Supervisor
+    CONTINUES_GAMES = True  # whether a resumed run's workers continue the games they played
 
     def __init__(self, command, given, Settings, signals):
-        """Find the run's settings. What the user did wrong ends the program with one line.
+        """Note what the user asked for.
 
         Args:
             command: the namespace from the command line.
@@ -33,21 +34,27 @@ class Launch:
             signals: the process' `Signals`.
         """
         self.command, self.given, self.signals = command, given, signals
+        self.Settings = Settings
         self.notices = []  # lines for the user
         self.folder = self.checkpoint = self.actors = None
-        with user_errors():
-            self.settings = self.find_settings(Settings)
 
     def __enter__(self):
+        """Find the run's settings. A user's mistake ends the program with one line."""
+        try:
+            with user_errors():
+                self.settings = self.find_settings(self.Settings)
+        except KeyboardInterrupt:
+            sys.exit(self.signals.status())
         return self
 
     def __exit__(self, kind, error, traceback):
-        if self.actors:
-            self.actors.close()
         if isinstance(error, KeyboardInterrupt):  # a signal during start-up
-            self.signals.starting = False
+            self.signals.starting = False  # a second one changes nothing
             if self.folder and not self.command.resume:
                 self.folder.remove(self.folder.path)
+        if self.actors:
+            self.actors.close()
+        if isinstance(error, KeyboardInterrupt):
             sys.exit(self.signals.status())
         if isinstance(error, ActorsKeepDying):
             fail(error, status=1)
@@ -121,10 +128,13 @@ class Launch:
         about = checkpoint.about
         run.globalnet.restore(checkpoint)
         run.restore(curve_of(checkpoint.arrays), about["seconds"])
-        then, now = about["versions"]["ale-py"], checkpoints.versions()["ale-py"]
-        if then != now:
-            run.notices.append(f"ale-py was {then} and is {now}: every worker begins a new game")
-        restore_games(workers, checkpoint, same_emulator=then == now)
+        if self.CONTINUES_GAMES:
+            then, now = about["versions"]["ale-py"], checkpoints.versions()["ale-py"]
+            if then != now:
+                run.notices.append(
+                    f"ale-py was {then} and is {now}: every worker begins a new game"
+                )
+            restore_games(workers, checkpoint, same_emulator=then == now)
         played = f"{about['games']:,} games, {about['agent_steps']:,} steps"
         seconds = duration(about["seconds"])
         run.notices.append(f"going on from {checkpoint.path}: {played} in {seconds}")

@@ -70,6 +70,9 @@ class RunFolder:
         Raises:
             OSError: it cannot be made, or holds a run.
         """
+        config = dict(settings=settings, command=sys.argv, commit=commit())
+        config["machine"] = f"{multiprocessing.cpu_count()} cores, {platform.platform()}"
+        config["versions"] = checkpoints.versions()
         path = pathlib.Path(settings["run_dir"]) if settings["run_dir"] else cls._new_path()
         if path.exists() and not path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "it is not a folder", str(path))
@@ -78,9 +81,6 @@ class RunFolder:
             if (path / name).exists():
                 reason = f"it holds a run already, {name}; a new one needs a folder of its own"
                 raise FileExistsError(errno.EEXIST, reason, str(path))
-        config = dict(settings=settings, command=sys.argv, commit=commit())
-        config["machine"] = f"{multiprocessing.cpu_count()} cores, {platform.platform()}"
-        config["versions"] = checkpoints.versions()
         open(path / "scores.csv", "x").close()  # no other run can begin here from now on
         try:
             folder = cls(path, notices)
@@ -89,7 +89,7 @@ class RunFolder:
         except OSError as error:
             cls.remove(path)
             raise OSError(error.errno, error.strerror, str(path)) from None
-        except BaseException:  # a signal
+        except KeyboardInterrupt:  # a signal
             cls.remove(path)
             raise
         return folder

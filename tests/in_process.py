@@ -27,6 +27,9 @@ class InProcess(Launch):
         self.workers, self.dtype, self.play = workers, dtype, play
         self.actors, self.notices = None, []
 
+    def __enter__(self):
+        return self
+
     def start_actors(self, policy_units, ahead):
         settings = self.settings
         sizes = settings.global_iteration_update, 6400 * settings.frames, policy_units

@@ -379,6 +379,7 @@ def test_a_run_goes_on_in_a_cluster_and_alone_again(start, alone, tmp_path):
     chief = cluster("chief", 0, "--resume", str(run), "--num-workers", "1", "--max-steps", "4500")
     assert chief.wait() == ps.wait() == 0
     assert newest(run)[1]["agent_steps"] == 4500
+    assert json.loads((run / "config.json").read_text())["resumed"][-1]["agent_steps"] == 3000
     again = start("--resume", str(run), "--max-steps", "5000")
     assert again.wait() == 0
     assert_quiet(alone, chief, ps, again)

@@ -147,6 +147,29 @@ def test_a_limit_reached_already_is_said_and_more_workers_may_join(start, run):
     assert {row["worker"] for row in rows_of(run)[-2:]} == {"W_0", "W_1"}
 
 
+READS_ONLY = """if True:  # the script, but that it reads its checkpoint for ever
+    import sys, time, a3c_pong
+    from runtime import checkpoints
+    load_newest = checkpoints.load_newest
+    def reading(*arguments):
+        load_newest(*arguments)
+        open("read", "w").close()
+        time.sleep(1e6)
+    checkpoints.load_newest = reading
+    sys.exit(a3c_pong.main(sys.argv[1:]))"""
+
+
+@pytest.mark.slow
+def test_a_signal_while_the_checkpoint_is_read_ends_it_quietly_and_the_run_stays(start, run):
+    before = sorted(path.name for path in run.rglob("*"))
+    program = start("--resume", str(run), program=("-c", READS_ONLY))
+    assert wait_until(lambda: (program.folder / "read").exists())
+    program.signal(signal.SIGTERM)
+    assert program.wait() == 0
+    assert (program.out, program.err) == ("", "")
+    assert sorted(path.name for path in run.rglob("*")) == before
+
+
 @pytest.mark.slow
 def test_20_kills_leave_one_curve(start, tmp_path):
     rng, run = random.Random(1), tmp_path / "run"

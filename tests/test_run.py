@@ -208,6 +208,17 @@ def test_a_signal_during_start_up_ends_it_quietly(start, stage, number, status):
     assert not (run.folder / "run").exists()
 
 
+@pytest.mark.slow
+def test_a_second_signal_during_start_up_changes_nothing(start):
+    run = start("--num-workers", "2", program=("-c", STARTS_ONLY))
+    assert wait_until(lambda: (run.folder / "built").exists())
+    for _ in range(3):
+        run.signal(signal.SIGTERM)
+    assert run.wait() == 0
+    assert run.err == "" and run.actors() == []
+    assert not (run.folder / "run").exists()
+
+
 # ---------------------------------------------------------------------------- when something breaks
 
 
