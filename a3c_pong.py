@@ -41,9 +41,9 @@ from runtime.signals import Signals
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The chapter's constants, under its names, and what else can be set; each is an option.
+    """The chapter's constants, under its names, and further settings.
 
-    In brackets stands where a default comes from.
+    Each is an option, except the scope. The brackets name the source of a default.
     """
 
     game_env: str = setting("Pong-v0", "Gymnasium id of the Pong to play [chapter]")
@@ -55,7 +55,7 @@ class Settings:
     )
     global_network_scope: ClassVar[str] = "globalnet"  # in every checkpoint's names: no option
     global_iteration_update: int = setting(
-        20, "steps between a worker's updates: those of a rollout [chapter]", between(1, 2000)
+        20, "steps of a rollout, after which a worker updates [chapter]", between(1, 2000)
     )
     gamma: float = setting(0.9, "discount factor of the returns [chapter]", between(0, 1))
     beta: float = setting(
@@ -64,15 +64,15 @@ class Settings:
     lr_actor: float = setting(0.0001, "learning rate of the actor [chapter]", ABOVE_0)
     lr_critic: float = setting(0.0001, "learning rate of the critic [chapter]", ABOVE_0)
     lost_game_reward: float | None = setting(
-        -20.0, "replaces the last reward of a lost game; none: keeps it [chapter]", FINITE
+        -20.0, "last reward of a lost game; none: the game's own [chapter]", FINITE
     )
     preset: Literal["chapter", "rally"] = setting(
-        "chapter", "values of the settings that are not given [chapter]"
+        "chapter", "a set of defaults for the settings that are not given [chapter]"
     )
     method: Literal["a3c", "one-step-q", "one-step-sarsa", "n-step-q"] = setting(
         "a3c", "one of the chapter's four methods [chapter: its code is a3c's]"
     )
-    frames: int = setting(1, "latest frames that make a state [chapter: one]", AT_LEAST_1)
+    frames: int = setting(1, "number of latest frames in a state [chapter: one]", AT_LEAST_1)
     gae_lambda: float = setting(
         1.0,
         "a3c: lambda of generalized advantage estimation [1 gives the chapter's returns]",
@@ -89,11 +89,13 @@ class Settings:
     )
     anneal_steps: int | None = setting(
         None,
-        "agent steps in which the learning rates fall to 0; none: never [paper: all]",
+        "agent steps in which the learning rates fall to 0; none: never [paper: in the whole run]",
         AT_LEAST_1,
     )
     loss: Literal["auto", "mean", "sum"] = setting(
-        "auto", "over a rollout; auto: a3c mean, others sum [chapter's code, its pseudo-code]"
+        "auto",
+        "mean or sum over a rollout's steps; auto: mean for a3c, sum for Q "
+        "[chapter: its code, its pseudo-code]",
     )
     rmsprop_decay: float = setting(
         0.9, "decay of RMSProp's mean squares [chapter: TensorFlow's]", between(0, 1)
@@ -107,7 +109,9 @@ class Settings:
         AT_LEAST_1,
     )
     epsilon_frames: int = setting(
-        4_000_000, "frames in which epsilon falls from 1 [paper, section 5.1]", AT_LEAST_1
+        4_000_000,
+        "frames in which epsilon falls from 1 to its final value [paper, section 5.1]",
+        AT_LEAST_1,
     )
     max_steps: int | None = setting(
         None,
@@ -135,7 +139,7 @@ class Settings:
     )
 
 
-# What differs from the chapter's settings.
+# Each preset lists the settings that it changes.
 PRESETS = {
     "chapter": {},
     # Every point is an episode of its own, a rollout holds the rally before it, and the policy
@@ -170,8 +174,8 @@ class RolloutFeeds:
     row of the kernel gets no gradient. So an update needs the rows of the pixels that are on in the
     rollout, 100 to 300 of 6,400.
 
-    T steps have T + 1 states. The last is the state after the rollout, whose value the returns may
-    need. `each`, the weight of a step in the losses, is 0 there.
+    T steps have T + 1 states. The last is the state after the rollout. The returns may need its
+    value. It has no loss: its `each`, the weight of a step in the losses, is 0.
     """
 
     def __init__(self, dtype, sums):
@@ -191,7 +195,7 @@ class RolloutFeeds:
         return [self.rows, self.s, self.a_his, *returns, self.each, self.beta]
 
     def values(self, rollout, returns, beta):
-        """Return what to feed: a `pong_actor.Rollout`, its `Returns`, and the entropy's weight."""
+        """Return the placeholders' values for a rollout, its `Returns` and the entropy's weight."""
         steps = len(rollout.actions)
         actions = np.append(rollout.actions, np.int32(rollout.next_action))
         rewards = np.zeros((steps + 1, 1), self.dtype)
@@ -212,7 +216,7 @@ class RolloutFeeds:
         return tf.reduce_sum(self.each * x)
 
     def mean(self, loss):
-        """Return a loss that `reduce` gave as the mean over the steps."""
+        """Return the mean over the steps, given the result of `reduce`."""
         return loss / tf.reduce_sum(self.each)
 
 
@@ -270,7 +274,7 @@ class ActorCriticNetwork:
             with tf.name_scope("local_grad"):
                 self.a_grads = tf.gradients(self.a_loss, self.a_params)
                 self.c_grads = tf.gradients(self.c_loss, self.c_params)
-                # the kernel has columns of both networks: its gradient is of both losses
+                # the kernel has columns of both networks, so its gradient comes from both losses
                 losses = [self.a_loss, self.c_loss]
                 (self.kernel_grad,) = tf.gradients(losses, [self.kernel_rows])  # [U, 400]
 
@@ -305,7 +309,8 @@ class ActorCriticNetwork:
     def update_global(self, rollout, returns, game=None, measure=False):  # run local
         """Apply the local gradients of a rollout to the global network.
 
-        In a cluster the call also counts the steps and the game, and its answer is the next pull.
+        In a cluster the call also counts the steps and the game. Its answer has the rows that
+        `pull_global` then copies.
 
         Args:
             rollout: a `pong_actor.Rollout`.
@@ -333,7 +338,7 @@ class ActorCriticNetwork:
 
     @staticmethod
     def exploration(settings, number, frames_per_step):
-        """Return a function from T to a worker's epsilon: None, as it draws from the policy."""
+        """Return a function from T to None: A3C has no epsilon, it draws from its policy."""
         return lambda T: None
 
 
@@ -344,9 +349,9 @@ def two_layers(pixels, bias, head_kernel, head_bias):
 
 
 class QNetwork:
-    """What the chapter's three Q methods share: one network, Q(s, a), the actor's but linear.
+    """The base of the chapter's three Q methods: one network, Q(s, a), the actor's without softmax.
 
-    The global network has a target network beside it, a copy of an earlier time. The actor is
+    The global network has a target network beside it, which is an older copy of it. The actor is
     epsilon-greedy. Push and pull are A3C's.
     """
 
@@ -447,6 +452,17 @@ METHODS = {
 # ------------------------------------------------------------------------------------------ returns
 
 
+def learning_rewards(rollout, lost_game_reward):
+    """Return the rewards to learn from, T floats: the game's, but for the last of a lost game.
+
+    Chapter: `if done and r <= 0: r = -20`. A game cut off by the frame limit is not a lost one.
+    """
+    rewards = rollout.rewards.tolist()
+    if rollout.terminal and rewards[-1] <= 0 and lost_game_reward is not None:
+        rewards[-1] = lost_game_reward
+    return rewards
+
+
 class Returns(NamedTuple):
     """The targets of a rollout's T steps, given the values V [T + 1] of its states.
 
@@ -460,13 +476,14 @@ class Returns(NamedTuple):
 def lambda_returns(buffer_r, ends, gamma, lambda_):
     """Return the `Returns` G_t = r_t + gamma ((1 - lambda) V_{t+1} + lambda G_{t+1}) of a rollout.
 
-    They go backwards from G_T = V_T. At an end G_t = r_t. With lambda 1 they are the chapter's,
-    `for r in buffer_r[::-1]: v_s_ = r + gamma * v_s_`. With lambda 0 they are those of its one-step
-    methods. Less V_t they are generalized advantage estimation (arXiv 1506.02438).
+    The loop starts with G_T = V_T and runs backwards. At an end G_t = r_t. With lambda 1 it is the
+    chapter's, `for r in buffer_r[::-1]: v_s_ = r + gamma * v_s_`. With lambda 0 it gives the
+    targets of the one-step methods. G_t - V_t is the advantage of generalized advantage estimation
+    (arXiv 1506.02438).
 
     Args:
         buffer_r: [T] floats, the rewards.
-        ends: [T] bools, whether nothing after a step counts for it.
+        ends: [T] bools, whether the return is cut after a step.
         gamma, lambda_: numbers from 0 to 1.
     """
     decayed, weights = discounting(np.asarray(ends, bool).tobytes(), gamma, lambda_)
@@ -481,23 +498,12 @@ def discounting(ends, gamma, lambda_):
     """
     ends = np.frombuffer(ends, bool)
     distance = np.arange(len(ends)) - np.arange(len(ends))[:, np.newaxis]
-    episode = np.cumsum(ends) - ends  # its number, for each step: the step that ends it included
+    episode = np.cumsum(ends) - ends  # of each step; its last step belongs to it
     decayed = np.triu((gamma * lambda_) ** np.maximum(distance, 0.0))
     decayed *= episode == episode[:, np.newaxis]
     discounts = np.where(ends, 0, gamma * (1 - lambda_))
     discounts[-1] = 0 if ends[-1] else gamma
     return decayed, decayed * discounts
-
-
-def learning_rewards(rollout, lost_game_reward):
-    """Return the rewards to learn from, T floats: the game's, but for the last of a lost game.
-
-    Chapter: `if done and r <= 0: r = -20`. A game cut off by the frame limit is not a lost one.
-    """
-    rewards = rollout.rewards.tolist()
-    if rollout.terminal and rewards[-1] <= 0 and lost_game_reward is not None:
-        rewards[-1] = lost_game_reward
-    return rewards
 
 
 # ------------------------------------------------------------------------------------------ workers
@@ -541,7 +547,7 @@ class Worker:
                             rollout, v_target, game, run.measuring_is_due()
                         )
                         self.AC.pull_global(self.actor.policy)
-                        # T; for a game that ended, global_running_rate and the chapter's line
+                        # counts T; if a game ended, also global_running_rate and the chapter's line
                         T = run.count(len(buffer_r), game, figures)
                         if T % settings.target_steps < len(buffer_r):
                             self.globalnet.refresh_target()
@@ -559,13 +565,13 @@ class Worker:
             self.score = self.ep_r = 0
         else:
             actor.restore(self.game)
-        self.actor, self.game = actor, None  # last: from here on a checkpoint asks it for its game
+        self.actor, self.game = actor, None  # last: now a checkpoint may ask it for its game
 
     def play(self):
-        """Return a rollout: up to the worker's next multiple of 20 steps, or to the game's end."""
+        """Return a rollout, to the next multiple of global_iteration_update or the game's end."""
         period = self.run.settings.global_iteration_update
         steps, epsilon = period - self.total_step % period, self.epsilon(self.globalnet.T)
-        if self.actor.window:  # 60 frames a second: it takes a second, with the preset rally six
+        if self.actor.window:  # a rollout of 20 steps takes a second there, of 120 steps six
             with self.run.gate.left():
                 rollout = self.actor.play(steps, epsilon)
         else:
@@ -656,7 +662,7 @@ def train(launch):
         t = threading.Thread(target=worker.work, name=worker.name, daemon=True)
         t.start()
         worker_threads.append(t)
-    # until the run stops; all threads come back but one that hangs on another machine
+    # Until the run stops. A thread that waits for another machine is left out of the result.
     worker_threads = supervisor.show_and_save(worker_threads)
     coordinator.join(worker_threads)  # raises a worker's exception
     return supervisor.plot()
