@@ -2,8 +2,8 @@
 //
 //     a3c [name=number ...] [from=FILE] [epsilons=NUMBER,...]
 //
-// The names are OPTIONS below, most of them those of settings.py; FILE is a state that run.py wrote;
-// the epsilons are what the workers' end with, in turn, where they are not to be drawn.
+// The names are OPTIONS below, most of them those of settings.py. FILE is a state of run.py's.
+// The epsilons are those that the workers end with, in turn; without them each draws its own.
 //
 // Workers take turns. A worker's copy of the weights does two things: the worker plays its next
 // rollout with it, and the gradients are computed from it. So the worker plays that rollout at the
@@ -20,18 +20,21 @@
 
 #include "pong.h"
 
-// name, default: the preset's. 0 is never for anneal_steps, none for lost_game_reward; mean says
-// whether the loss is the rollout's mean, 0 its sum. `eval` games are played at the end, with
-// sampled and with greedy actions (Q methods: only greedy), and also every `eval_every` steps.
+// Each option's name, and its default, which is the preset's. Those that settings.py does not have:
 //
-// method: 0 a3c, 1 one-step Q, 2 one-step SARSA, 3 n-step Q.
+// mean         1: the loss is the mean over a rollout's steps; 0: the sum
+// method       0: a3c, 1: one-step Q, 2: one-step SARSA, 3: n-step Q
+// pull         0: after a worker's update, as in the chapter; 1: before the update, not after it
+// lag          other workers' updates between a worker's gradients and its update, as on many cores
+// rate_power   the learning rates are multiplied by (share of points lost, at least 0.01) ** it
+// clip         greatest norm of the gradient; 0: none
+// normalise    1: a rollout's advantages get mean 0 and deviation 1 for the actor;
+//              2: they are divided by their recent root mean square
+// average      decay, per update, of a mean of the weights, which plays the `eval` games; 0: none
+// eval         games to play at the end, with sampled and with greedy actions (Q methods: greedy)
+// eval_every   steps after which the games are played on the way, too; 0: never
 //
-// pull: 0, the chapter's, after a worker's update; 1: before the update, and not after it. lag: how
-// many other workers' updates come between a worker's gradients and its update, as other threads'
-// do on real cores. rate_power: the learning rates are multiplied by (share of points lost, at
-// least 0.01) ** rate_power. clip: the greatest norm of the gradient, 0: any. normalise: 1: a
-// rollout's advantages get mean 0 and deviation 1 for the actor; 2: they are divided by their recent
-// root mean square. average: decay, per update, of a mean of the weights that plays the `eval` games.
+// anneal_steps 0 is never, lost_game_reward 0 is none.
 #define OPTIONS(X)                                                                            \
     X(seed, 1) X(steps, 10e6) X(workers, 2) X(frames, 2) X(global_iteration_update, 120)             \
     X(gamma, 1) X(gae_lambda, .95) X(cut_at_points, 1)                                        \
@@ -57,7 +60,7 @@ static int set_option(const char *name, double number) {
     return 0;
 }
 
-enum { A3C, ONE_STEP_Q, ONE_STEP_SARSA, N_STEP_Q };  // of the methods' network, see `forward`
+enum { A3C, ONE_STEP_Q, ONE_STEP_SARSA, N_STEP_Q };  // option.method
 enum { ACTOR = 300, CRITIC = 100, UNITS = ACTOR + CRITIC, ACTIONS = 6 };
 enum { HEADS = ACTIONS * ACTOR + CRITIC };  // weights of the actor's six outputs, then the critic's
 enum { INPUT_SIZE = 80 * 80, MAX_FRAMES = 3, MAX_STEPS = 2000 };
@@ -160,7 +163,7 @@ typedef struct {    // weights of both networks
 // moving mean of the weights, of which a row is brought up to date when the row changes.
 static Networks global, squares, averaged, target;
 static long updates;
-static long *touched_by, *averaged_by;  // an input -> the last update that had it, or is in its mean
+static long *touched_by, *averaged_by;  // [inputs]: the last update in it
 static size_t inputs;
 
 // Zeros in memory that add_rows can read a vector at a time.
@@ -293,8 +296,8 @@ static Worker *new_workers(int count) {
     return workers;
 }
 
-// Take the global weights as the worker's copy; of a rollout played with an older one, compute again
-// what the networks make of its states.
+// Take the global weights as the worker's copy. What the networks make of a rollout that was played
+// with an older copy is computed again.
 static void pull(Worker *worker) {
     memcpy(worker->heads, global.heads, sizeof global.heads);
     for (int t = 0; t <= worker->steps; t++) forward(&worker->rollout[t], &global);
