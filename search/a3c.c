@@ -2,7 +2,7 @@
 //
 //     a3c [name=number ...] [from=FILE] [epsilons=NUMBER,...]
 //
-// The names are OPTIONS below, most of them those of settings.py. FILE is a state of run.py's.
+// The names are OPTIONS below, most of them those of a3c_pong.Settings. FILE is a state of run.py's.
 // The epsilons are those that the workers end with, in turn; without them each draws its own.
 //
 // Workers take turns. A worker's copy of the weights does two things: the worker plays its next
@@ -20,7 +20,7 @@
 
 #include "pong.h"
 
-// Each option's name, and its default, which is the preset's. Those that settings.py does not have:
+// Each option's name, and its default, which is the preset's. Those that Settings does not have:
 //
 // mean         1: the loss is the mean over a rollout's steps; 0: the sum
 // method       0: a3c, 1: one-step Q, 2: one-step SARSA, 3: n-step Q
@@ -36,7 +36,7 @@
 //
 // anneal_steps 0 is never, lost_game_reward 0 is none.
 #define OPTIONS(X)                                                                            \
-    X(seed, 1) X(steps, 10e6) X(workers, 2) X(frames, 2) X(global_iteration_update, 120)             \
+    X(seed, 1) X(steps, 10e6) X(workers, 2) X(frames, 2) X(global_iteration_update, 120)      \
     X(gamma, 1) X(gae_lambda, .95) X(cut_at_points, 1)                                        \
     X(lost_game_reward, 0) X(mean, 0) X(beta, .02) X(beta_power, 3) X(lr_actor, 5e-4)         \
     X(lr_critic, 2e-3) X(anneal_steps, 0) X(rmsprop_decay, .975) X(rmsprop_epsilon, 5e-5)     \

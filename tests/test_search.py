@@ -290,7 +290,14 @@ OTHERS = dict(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("pull, lag", [("after", 0), ("before", 0), ("before", 1)])
+@pytest.mark.parametrize(
+    "pull, lag",
+    [
+        ("after", 0),
+        pytest.param("before", 0, marks=pytest.mark.slow),
+        pytest.param("before", 1, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("others", [{}, OTHERS], ids=["preset", "others"])
 def test_the_compiled_learner_s_weights_are_a3c_pong_s(tf, library, others, pull, lag):
     compare_updates(tf, library, PRESETS["rally"] | others, pull, lag, rate_power=bool(others) / 2)
