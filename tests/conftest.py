@@ -24,8 +24,8 @@ def tf():
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
-    """How many processes run tests: one more than cores, as a test waits for its programs."""
-    return min(4, len(os.sched_getaffinity(0)) + 1)
+    """How many processes run tests: two more than cores, as a test waits for its programs."""
+    return min(4, len(os.sched_getaffinity(0)) + 2)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -62,7 +62,7 @@ class DenseA3C:
             self.critic_train.apply_gradients(zip(net["c_grads"], glob["c_params"])),
         ]
         both = net["a_params"] + net["c_params"], glob["a_params"] + glob["c_params"]
-        net["pull"] = [mine.assign(theirs) for mine, theirs in zip(*both)]
+        net["pull"] = [mine.assign(theirs).op for mine, theirs in zip(*both)]
         return net
 
     def update_global(self, worker, s, s_, actions, rewards, terminal):
