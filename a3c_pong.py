@@ -16,6 +16,12 @@ A run prints a line for each game. It leaves the curve, scores.csv and reward.pn
 in runs/<time>.
 """
 
+from runtime.signals import Signals, quiet_until_handled
+
+if __name__ == "__main__":
+    quiet_until_handled()  # the imports take half a second
+
+import contextlib
 import dataclasses
 import functools
 import sys
@@ -33,8 +39,8 @@ from runtime.command_line import ABOVE_0, AT_LEAST_1, FINITE, NOT_NEGATIVE, betw
 from runtime.global_network import Head
 from runtime.graph import load_tensorflow, new_session, tf
 from runtime.launch import Launch
+from runtime.output import open_standard_streams
 from runtime.run import EndedGame, Run
-from runtime.signals import Signals
 
 # ----------------------------------------------------------------------------------------- settings
 
@@ -48,7 +54,7 @@ class Settings:
 
     game_env: str = setting("Pong-v0", "Gymnasium id of the Pong to play [chapter]")
     num_workers: int | None = setting(
-        None, "threads; none: one per core [chapter]", AT_LEAST_1, changeable=True
+        None, "threads; none: one per core [chapter]", between(1, 256), changeable=True
     )
     max_global_episodes: int = setting(
         100_000, "games to play [chapter]", AT_LEAST_1, changeable=True
@@ -72,7 +78,7 @@ class Settings:
     method: Literal["a3c", "one-step-q", "one-step-sarsa", "n-step-q"] = setting(
         "a3c", "one of the chapter's four methods [chapter: its code is a3c's]"
     )
-    frames: int = setting(1, "number of latest frames in a state [chapter: one]", AT_LEAST_1)
+    frames: int = setting(1, "number of latest frames in a state [chapter: one]", between(1, 8))
     gae_lambda: float = setting(
         1.0,
         "a3c: lambda of generalized advantage estimation [1 gives the chapter's returns]",
@@ -571,10 +577,8 @@ class Worker:
         """Return a rollout, to the next multiple of global_iteration_update or the game's end."""
         period = self.run.settings.global_iteration_update
         steps, epsilon = period - self.total_step % period, self.epsilon(self.globalnet.T)
-        if self.actor.window:  # a rollout of 20 steps takes a second there, of 120 steps six
-            with self.run.gate.left():
-                rollout = self.actor.play(steps, epsilon)
-        else:
+        # in a window a rollout of 20 steps takes a second, and a checkpoint must not wait for it
+        with self.run.gate.left() if self.actor.window else contextlib.nullcontext():
             rollout = self.actor.play(steps, epsilon)
         if self.clip:
             self.clip.see(rollout, self.score)
@@ -620,32 +624,32 @@ def build(launch):
     session = new_session()
     tf.set_random_seed(settings.seed)
 
-    unbuilt = launch.global_network(session)
-    with unbuilt.placed():  # on /cpu:0; in a cluster, on the parameter servers
-        rate = 1 - unbuilt.annealed
-        rmsprop = dict(decay=settings.rmsprop_decay, epsilon=settings.rmsprop_epsilon)
-        actor_train = tf.train.RMSPropOptimizer(
-            settings.lr_actor * rate, name="RMSPropOptimiserActor", **rmsprop
-        )
-        critic_train = tf.train.RMSPropOptimizer(
-            settings.lr_critic * rate, name="RMSPropOptimiserCritic", **rmsprop
-        )
-        q_train = tf.train.RMSPropOptimizer(  # the Q methods have this one instead
-            settings.lr_q * rate, name="RMSPropOptimiserQ", **rmsprop
-        )
-        trains = dict(actor_network=actor_train, critic_network=critic_train, q_network=q_train)
-        w_init = functools.partial(tf.random_normal_initializer, 0.0, 0.1)
-        heads = network.heads(settings, actors.game.num_actions)
-        scope = settings.global_network_scope
-        globalnet = unbuilt.build(scope, heads, trains, w_init, network.HAS_TARGET)
-
-    run = Run(settings, globalnet, launch.notices)
     with tf.device("/cpu:0"):
+        unbuilt = launch.global_network(session)
+        with unbuilt.placed():  # here, or on a cluster's parameter servers
+            rate = 1 - unbuilt.annealed
+            rmsprop = dict(decay=settings.rmsprop_decay, epsilon=settings.rmsprop_epsilon)
+            actor_train = tf.train.RMSPropOptimizer(
+                settings.lr_actor * rate, name="RMSPropOptimiserActor", **rmsprop
+            )
+            critic_train = tf.train.RMSPropOptimizer(
+                settings.lr_critic * rate, name="RMSPropOptimiserCritic", **rmsprop
+            )
+            q_train = tf.train.RMSPropOptimizer(  # the Q methods have this one instead
+                settings.lr_q * rate, name="RMSPropOptimiserQ", **rmsprop
+            )
+            trains = dict(actor_network=actor_train, critic_network=critic_train, q_network=q_train)
+            w_init = functools.partial(tf.random_normal_initializer, 0.0, 0.1)
+            heads = network.heads(settings, actors.game.num_actions)
+            scope = settings.global_network_scope
+            globalnet = unbuilt.build(scope, heads, trains, w_init, network.HAS_TARGET)
+
+        run = Run(settings, globalnet, launch.notices)
         workers = []
         for name in actors:  # W_0, W_1, ...
             workers.append(Worker(name, globalnet, actors, run))
+        session.run(tf.global_variables_initializer())
 
-    session.run(tf.global_variables_initializer())
     globalnet.refresh_target()
     return run, workers
 
@@ -688,5 +692,6 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
+    open_standard_streams()
     with leaving():
         sys.exit(main())

@@ -17,6 +17,7 @@ import json
 import math
 import mmap
 import os
+import pathlib
 import select
 import signal
 import socket
@@ -101,6 +102,13 @@ class SharedMemory:
         states = self.states[: (steps + 1) * used].reshape(steps + 1, used)
         arrays = self.rows[:used], states, self.actions[:steps], self.rewards[:steps]
         return Rollout(*arrays, bool(terminal), bool(truncated), next_action)
+
+
+class Window(NamedTuple):
+    """The emulator's window, in which it plays at its own 60 frames a second."""
+
+    title: str
+    shift: int = 0  # pixels to the right and down, so that two runs' windows lie side by side
 
 
 # --------------------------------------------------------------------------- in the actor's process
@@ -349,6 +357,24 @@ class Player:
         return rows, states
 
 
+def arrange(window):
+    """Give the emulator's window the title and the place of a `Window`.
+
+    ALE has no function for it. SDL, the library that opened the window, has them.
+    """
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError, StopIteration):  # another build of ALE
+        sdl = ctypes.CDLL(str(next(pathlib.Path(ale_py.__file__).parent.glob("libSDL2*"))))
+        sdl.SDL_GetWindowFromID.restype = ctypes.c_void_p
+        opened = ctypes.c_void_p(sdl.SDL_GetWindowFromID(1))
+        sdl.SDL_SetWindowTitle(opened, window.title.encode())
+        x, y = ctypes.c_int(), ctypes.c_int()
+        sdl.SDL_GetWindowPosition(opened, ctypes.byref(x), ctypes.byref(y))
+        if window.shift:
+            sdl.SDL_SetWindowPosition(opened, x.value + window.shift, y.value + window.shift)
+
+
 def main():
     """Answer each request, a number of steps, with a rollout: the actor's process.
 
@@ -362,7 +388,11 @@ def main():
     connection = socket.socket(fileno=options["connection"])
     shared = SharedMemory(options["memory"], *options["sizes"])
     emulator_seed, policy_seed = np.random.SeedSequence(options["seed"]).generate_state(2).tolist()
+    if options["window"]:
+        connection.send(b"window")  # from here on the screen must answer
     pong = Pong(options["game_env"], emulator_seed, "human" if options["window"] else None)
+    if options["window"]:
+        arrange(Window(*options["window"]))
     player = Player(pong, shared.policy, policy_seed, options["ahead"])
 
     def parent_is_gone():

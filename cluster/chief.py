@@ -53,7 +53,7 @@ class ChiefNetwork(RemoteNetwork):
             if net.target:
                 session.run(net.target_is_copied())
             arrays = session.run(net.variables())
-        arrays["row_log/touched_by"] = np.zeros(self.inputs, np.int64)
+        arrays["row_log/touched_by"] = np.zeros(self.parameters.net.inputs, np.int64)
         return Checkpoint(arrays, dict(agent_steps=0, updates=0, games=0, joined=0))
 
     def restore(self, checkpoint):
@@ -67,7 +67,7 @@ class ChiefNetwork(RemoteNetwork):
         super().begin(run)
         self.run = run
         self.kept = self.kept or self.initial()
-        attended(self._send_when_possible, self.link)
+        attended(self._send_when_possible, self.link, run.notices)
         self.saw(self.kept.about["agent_steps"], self.link.incarnation)
         self.collected, self.collecting = threading.Event(), threading.Lock()
         self.collector = threading.Thread(target=self._collect_all, daemon=True)

@@ -1,13 +1,14 @@
 """TF_CONFIG: the processes of a cluster, and which of them this one is."""
 
+import contextlib
 import errno
 import json
 import os
 import socket
 from typing import NamedTuple
 
-from runtime.actors import allowed_cores
 from runtime.command_line import fail
+from runtime.cores import usable_cores
 
 JOBS = "ps", "chief", "worker"
 EXAMPLE = (
@@ -77,6 +78,20 @@ def described(text):
     return Cluster(addresses, job, index)
 
 
+def is_alone(text):
+    """Return whether a TF_CONFIG describes a single machine, as platforms set it there too."""
+    with contextlib.suppress(ValueError):
+        config = json.loads(text)
+        if isinstance(config, dict):
+            cluster = config.get("cluster", {})
+            if cluster == {}:
+                return True
+            if isinstance(cluster, dict) and len(cluster) == 1:
+                ((job, addresses),) = cluster.items()
+                return job in ("worker", "chief", "master") and len(addresses) == 1
+    return False
+
+
 def split_address(address):
     """Return (host, port) of "host:port". Raises ValueError, with one line for the user."""
     host, colon, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
@@ -123,10 +138,14 @@ def cluster_member(given):
     text = os.environ.get("TF_CONFIG")
     if not text:
         return None
+    if is_alone(text):
+        with contextlib.suppress(OSError):
+            print("TF_CONFIG describes a single process: it trains alone", flush=True)
+        return None
     try:
         member = described(text)
         check_port(member)
-        if (given.get("num_workers") or len(allowed_cores())) > WORKERS_EACH:
+        if (given.get("num_workers") or usable_cores()) > WORKERS_EACH:
             raise ValueError(f"a process of a cluster has at most {WORKERS_EACH} --num-workers")
     except ValueError as error:
         fail(error)

@@ -13,10 +13,11 @@ from cluster.link import PATIENCE, Held, Link, Lost, attended
 from cluster.network import RemoteNetwork
 from cluster.parameters import Board
 from cluster.server import start_server
-from runtime.actors import ActorsKeepDying, new_actors, start_actors
-from runtime.command_line import fail, option, shown
+from runtime.actors import new_actors, start_actors
+from runtime.command_line import option, shown
 from runtime.graph import load_tensorflow
-from runtime.launch import Launch
+from runtime.launch import Launch, Starting
+from runtime.output import OutputThread
 from runtime.supervisor import stop_workers
 
 LINGER = 5  # seconds in which workers hear of the run's end
@@ -29,10 +30,11 @@ def serve(cluster, signals):
         start_server(cluster)
     except KeyboardInterrupt:
         return signals.status()
+    lines = []
+    output = OutputThread(lines)
     try:
         port = split_address(cluster.addresses["ps"][cluster.index])[1]
-        where = f"port {port} of all this machine's addresses"
-        print(f"{cluster.task()} listens on {where}", flush=True)
+        lines.append(f"{cluster.task()} listens on port {port} of all this machine's addresses")
         link = Link(cluster, Board())
         link.stopped = lambda: bool(signals)
 
@@ -43,11 +45,12 @@ def serve(cluster, signals):
                     link.chief_missing = not link.ended and (not incarnation or age > PATIENCE)
                 time.sleep(0.5)
 
-        attended(watch, link)
-        print(f"the chief has ended the run: {link.ended}", flush=True)
+        attended(watch, link, lines)
+        lines.append(f"the chief has ended the run: {link.ended}")
         time.sleep(LINGER)
     except KeyboardInterrupt:
-        print("this parameter server ends; what it held is lost but for the last checkpoint")
+        lines.append("this parameter server ends; what it held is lost but for the last checkpoint")
+    output.end()
     return signals.status()
 
 
@@ -68,40 +71,34 @@ class ChiefLaunch(Launch):
         return ChiefNetwork(self.cluster, session, self.settings)
 
 
-class WorkerLaunch:
+class WorkerLaunch(Starting):
     """The start of a worker process, to be used in a `with` as `Launch` is."""
 
     def __init__(self, cluster, given, Settings, signals):
-        """Wait for the chief's run, and take its settings.
+        """Note what the user asked for.
 
         Args:
             cluster: the `Cluster`.
-            given: dict of the settings on the command line.
-            Settings: the script's dataclass.
-            signals: the process' `Signals`.
+            given, Settings, signals: as for `Starting`.
         """
-        self.cluster, self.signals, self.actors = cluster, signals, None
-        self.given, self.Settings, self.notices = given, Settings, []
+        super().__init__(Settings, given, signals)
+        self.cluster = cluster
 
     def __enter__(self):
+        """Wait for the chief's run, and take its settings."""
+        self.output = OutputThread(self.notices)
         try:
             load_tensorflow()
             start_server(self.cluster)
-            self.joined, self.chiefs = join(self.cluster)
-            self.settings = worker_settings(self.Settings, json.loads(self.chiefs), self.given)
+            self.joined, self.chiefs = join(self.cluster, self.notices)
+            chiefs = json.loads(self.chiefs)
+            self.settings = worker_settings(self.Settings, chiefs, self.given, self.notices)
         except KeyboardInterrupt:
             sys.exit(self.signals.status())
         return self
 
     def __exit__(self, kind, error, traceback):
-        if isinstance(error, KeyboardInterrupt):
-            self.signals.starting = False  # a second signal changes nothing
-        if self.actors:
-            self.actors.close()
-        if isinstance(error, KeyboardInterrupt):
-            sys.exit(self.signals.status())
-        if isinstance(error, ActorsKeepDying):
-            fail(error, status=1)
+        super().__exit__(kind, error, traceback)
         if error is None and self.globalnet.link.other_run and not self.signals:
             os.execv(sys.executable, sys.orig_argv)
 
@@ -109,7 +106,7 @@ class WorkerLaunch:
         """Start the actors; the arguments are those of `Launch.start_actors`."""
         self.actors = new_actors(self.settings, policy_units, ahead)
         self.actors.started = self.joined * 10_000  # other games than any process before it played
-        start_actors(self.actors, self.settings, self.cluster.first_worker())
+        start_actors(self.actors, self.settings, first=self.cluster.first_worker())
         return self.actors
 
     def global_network(self, session):
@@ -123,9 +120,8 @@ class WorkerLaunch:
         run.globalnet.begin(run)
         run.measures = False  # the chief alone does
         self.signals.starting = False
-        names = ", ".join(self.actors)
-        task = self.cluster.task()
-        print(f"{task} trains with {names}; games and curve are the chief's", flush=True)
+        names, task = ", ".join(self.actors), self.cluster.task()
+        self.notices.append(f"{task} trains with {names}; games and curve are the chief's")
 
     def supervisor(self, run, workers):
         """Return what stands for the supervisor here."""
@@ -139,27 +135,26 @@ class Follower:
         self.run, self.actors, self.signals = run, actors, signals
 
     def show_and_save(self, threads):
-        """Print who is waited for, until the run is over or a signal comes; end the threads."""
-        run, told = self.run, 0
+        """Say who is waited for, until the run is over or a signal comes; end the threads."""
+        run = self.run
         while not run.coordinator.wait_for_stop(0.25):
             if self.signals:
                 run.stop(f"{self.signals.name()}: this worker leaves, the others go on")
             run.look_at_limits()
             run.notices.extend(run.globalnet.link.notices())
-            for line in run.notices[told:]:
-                print(line, flush=True)
-            told = len(run.notices)
         stop_workers(threads, self.actors)
         return [thread for thread in threads if not thread.is_alive()]
 
     def plot(self):
         """Print why the run is over; return the exit status. The plot is the chief's."""
-        print(self.run.stopped_because, flush=True)
+        self.run.notices.append(self.run.stopped_because)
         return self.signals.status()
 
 
-def join(cluster):
+def join(cluster, lines):
     """Wait for the chief's run.
+
+    lines: as for `attended`.
 
     Returns:
         the worker process' number in it, and the settings as JSON.
@@ -176,15 +171,18 @@ def join(cluster):
             time.sleep(0.5)
             link.ended = ""  # of a run that is over: another one may begin
 
-    return attended(work, link)
+    return attended(work, link, lines)
 
 
-def worker_settings(Settings, chiefs, given):
-    """Return a worker process' settings: the chief's, and a line for each it was told otherwise."""
+def worker_settings(Settings, chiefs, given, lines):
+    """Return a worker process' settings, which are the chief's.
+
+    lines: list, to which this adds a line for each setting that the user gave otherwise.
+    """
     own = dict(num_workers=given.get("num_workers"), render="never")
     settings = dataclasses.replace(Settings(**chiefs), **own)
     for name, value in given.items():
         if name in chiefs and value != chiefs[name]:
             line = f"{option(name)} is the chief's to say: it is {shown(chiefs[name])}"
-            print(f"{line}, not {shown(value)}", flush=True)
+            lines.append(f"{line}, not {shown(value)}")
     return settings

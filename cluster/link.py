@@ -132,10 +132,10 @@ class Link:
         return [f"waiting for {missing}" if missing else "all are there: going on"]
 
 
-def attended(work, link):
+def attended(work, link, lines):
     """Do work() in a thread, so that a signal can interrupt the wait for it; return its result.
 
-    Meanwhile the user is told which process the link waits for.
+    lines: list of lines for the user, to which this adds which process the link waits for.
     """
     done = []
 
@@ -149,8 +149,7 @@ def attended(work, link):
     thread.start()
     while thread.is_alive():
         thread.join(0.25)
-        for line in link.notices():
-            print(line, flush=True)
+        lines.extend(link.notices())
     result, error = done[0]
     if error:
         raise error

@@ -12,8 +12,7 @@ import numpy as np
 
 from cluster.link import Held, Link, Lost
 from cluster.parameters import Parameters
-from preprocessing import INPUT_SIZE
-from runtime.global_network import new_params, share_of_annealing
+from runtime.global_network import share_of_annealing
 from runtime.graph import make_callable, tf
 
 
@@ -46,12 +45,11 @@ class RemoteNetwork:
     def build(self, scope, heads, *how):
         """Build the parameter servers' graph, as `GlobalVariables.build`; return the network."""
         self.parameters.build(scope, heads, *how)
-        self.heads, self.inputs = heads, INPUT_SIZE * self.settings.frames
         return self
 
     def new_copy(self):
         """Create the variables of a local copy in the current variable scope; `Params`."""
-        return new_params(self.inputs, self.heads, self.dtype)
+        return self.parameters.net.new_copy()
 
     def target_params(self):
         """Create the variables of a local copy of the target network; `Params`."""
@@ -77,6 +75,10 @@ class RemoteNetwork:
     def count(self, steps, game):
         """Return T, and no game to number here: the push has counted, and the chief numbers."""
         return self.T, []
+
+    def diverged(self):
+        """Return False: the chief looks at the weights of each checkpoint."""
+        return False
 
     def refresh_target(self):
         """Do nothing: the parameter servers refresh the target network."""

@@ -15,6 +15,9 @@ def start_server(cluster):
     """Start this process' `tf.distribute.Server`."""
     global serving
     serving = True
+    for name in "grpc_proxy", "http_proxy", "https_proxy":  # they lead out of the cluster
+        os.environ.pop(name, None)
+        os.environ.pop(name.upper(), None)
     spec = {job: addresses for job, addresses in cluster.addresses.items() if addresses}
     # One thread an operation: the process' other sessions share the server's, and must sum in
     # the order of a run alone to have its numbers.

@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -18,6 +19,11 @@ import pong_actor
 from pong_actor import GIVE_STATE, MESSAGE_SIZE, REQUEST, SharedMemory
 from preprocessing import INPUT_SIZE
 from runtime.command_line import fail
+from runtime.cores import allowed_cores, bind, usable_cores
+
+SCREEN_ANSWERS = 10  # seconds in which a screen must do what is asked of it
+SECONDS_A_STEP = 0.2  # in a window, more than any step takes
+NO_SCREEN = "there is no screen (DISPLAY is not set)"
 
 
 class ActorDied(Exception):
@@ -29,13 +35,21 @@ class ActorDied(Exception):
         self.status = status
 
 
+class ScreenHangs(ActorDied):
+    """The end of an actor whose screen does not answer any more."""
+
+    def __init__(self):
+        Exception.__init__(self, "its screen does not answer")
+        self.status = 1
+
+
 class PongActor:
     """A worker's handle on its actor process.
 
     `policy` holds the weights the actor plays with; write to it between rollouts.
     """
 
-    def __init__(self, game, seed, sizes, ahead=False, window=False):
+    def __init__(self, game, seed, sizes, ahead=False, window=None):
         """Start the process, whose emulator runs a third of a second later.
 
         Args:
@@ -43,11 +57,11 @@ class PongActor:
             seed: list of ints >= 0, from which emulator and policy draw their randomness.
             sizes: (longest rollout, inputs of a state, hidden units of the policy).
             ahead: as for `Player`.
-            window: whether the emulator opens its window, and plays at its 60 frames a second.
+            window: None, or the `Window` that the emulator opens.
         """
         sizes = *sizes, game.num_actions
         self.window, self.ready = window, False
-        memory = os.memfd_create("actor")
+        memory = anonymous_memory()
         self.shared = SharedMemory(memory, *sizes)
         self.policy = self.shared.policy
         self.connection, childs_end = socket.socketpair()
@@ -67,9 +81,15 @@ class PongActor:
         os.close(memory)
 
     def wait_until_ready(self):
-        """Block until the emulator runs. Raises ActorDied."""
+        """Block until the emulator runs.
+
+        Raises:
+            ActorDied: also, as ScreenHangs, if its window cannot be opened.
+        """
+        if self.window and not self.ready:
+            self._receive()  # it is about to ask the screen for a window
         if not self.ready:
-            self.ready = self._receive() == b"ready"
+            self.ready = self._receive(SCREEN_ANSWERS) == b"ready"
 
     def play(self, max_steps, epsilon=None):
         """Have a rollout played with the weights in `policy`; return the `Rollout`.
@@ -82,7 +102,7 @@ class PongActor:
         """
         self.wait_until_ready()
         self._request(max_steps, math.nan if epsilon is None else epsilon)
-        return self.shared.read(self._receive())
+        return self.shared.read(self._receive(SCREEN_ANSWERS + max_steps * SECONDS_A_STEP))
 
     def ask_for_state(self):
         """Ask for the game's state, for which `state` waits. So actors save side by side."""
@@ -114,16 +134,25 @@ class PongActor:
         with contextlib.suppress(OSError):  # it is dead: the missing answer will tell
             self.connection.send(struct.pack(REQUEST, steps, epsilon))
 
-    def _receive(self):
+    def _receive(self, seconds=None):
+        """Return the actor's next message. If it has a window, it must come in so many seconds."""
+        if self.window and seconds:
+            if not select.select([self.connection], [], [], seconds)[0]:
+                self.close()
+                raise ScreenHangs
         with contextlib.suppress(OSError):
             if message := self.connection.recv(MESSAGE_SIZE):
                 return message
         raise ActorDied(self.process.wait())
 
 
-def allowed_cores():
-    """Return the numbers of the cores that this process may use, which may not be all."""
-    return sorted(os.sched_getaffinity(os.getpid()))
+def anonymous_memory():
+    """Return the file descriptor of memory that has no name and is freed with its processes."""
+    with contextlib.suppress(AttributeError, OSError):  # macOS and some builds of Python lack it
+        return os.memfd_create("actor")
+    folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.dup(file.fileno())
 
 
 class ActorsKeepDying(Exception):
@@ -140,11 +169,12 @@ class Actors(dict):
         super().__init__()
         self.game, self.seed, self.sizes, self.ahead = game, seed, sizes, ahead
         self.started = 0
+        self.no_window = None  # why there is none, though one is wanted
         self.deaths = collections.defaultdict(list)  # worker name -> times
         self.lock = threading.Lock()
 
-    def start(self, name, window=False):
-        """Start an actor for a worker."""
+    def start(self, name, window=None):
+        """Start an actor for a worker; window: as for `PongActor`."""
         seed = [self.seed, self.started]  # so a replacement plays other games
         self.started += 1
         self[name] = PongActor(self.game, seed, self.sizes, self.ahead, window)
@@ -159,7 +189,8 @@ class Actors(dict):
             if len(recent) >= self.DEATHS:
                 raise ActorsKeepDying(f"{what}, the {self.DEATHS}th death within {self.WITHIN} s")
             self[name].connection.close()
-            window = self[name].window and death.status < 0  # or its user closed it
+            killed = death.status < 0  # else its user closed the window, or the screen is gone
+            window = self[name].window if killed else None
             self.start(name, window)
             return f"{what} and is started again, with a new game"
 
@@ -172,9 +203,8 @@ class Actors(dict):
         cores = allowed_cores()
         if len(self) >= len(cores):
             core = cores[list(self).index(name) % len(cores)]
-            os.sched_setaffinity(0, {core})
-            with contextlib.suppress(ProcessLookupError):  # it is dead: the next request will tell
-                os.sched_setaffinity(self[name].process.pid, {core})
+            bind(0, core)
+            bind(self[name].process.pid, core)
 
     def close(self):
         """End all actors."""
@@ -198,29 +228,49 @@ def new_actors(settings, policy_units, ahead):
     return Actors(game, settings.seed, sizes, ahead)
 
 
-def start_actors(actors, settings, first=0):
+def start_actors(actors, settings, window=None, first=0):
     """Start an actor for each worker. W_0's opens a window if that is wanted and possible.
 
-    first: the first worker's number.
+    If it is wanted and not possible, `actors.no_window` says why.
+
+    Args:
+        actors: the `Actors`.
+        settings: the run's.
+        window: the `Window`.
+        first: the first worker's number.
 
     Returns:
         whether there is a window.
     """
-    screen = "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
-    in_window = settings.render == "window" or (settings.render == "auto" and screen)
-    num_workers = settings.num_workers or len(allowed_cores())
+    in_window = settings.render in ("window", "auto")
     if in_window:
-        actors.start("W_0", window=True)
-        try:
-            actors["W_0"].wait_until_ready()
-        except ActorDied:
-            if settings.render == "window":
-                fail("--render window: there is no screen that the emulator can open a window on")
-            in_window, actors.started = False, actors.started - 1  # as if it had not been tried
+        actors.no_window = why_no_window(actors, window)
+        in_window = not actors.no_window
+        if actors.no_window and settings.render == "window":
+            fail(f"--render window: {actors.no_window}")
+    num_workers = settings.num_workers or usable_cores()
     # In a window W_0 plays 60 frames a second and learns little, so one worker more is started.
     for number in range(in_window, num_workers + in_window):
         actors.start(f"W_{first + number}")
     return in_window
+
+
+def why_no_window(actors, window):
+    """Start W_0's actor in a window; return None, or why that is not possible."""
+    screens = [name for name in ("WAYLAND_DISPLAY", "DISPLAY") if os.environ.get(name)]
+    if not screens:
+        return NO_SCREEN
+    screen = " or ".join(f"{name}={os.environ[name]}" for name in screens)
+    actors.start("W_0", window)
+    try:
+        actors["W_0"].wait_until_ready()
+        return None
+    except ScreenHangs:
+        why = f"{screen} does not answer"
+    except ActorDied:
+        why = f"no window can be opened on {screen}"
+    actors.started -= 1  # as if it had not been tried
+    return why
 
 
 class GamesInPlay:

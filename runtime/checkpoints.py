@@ -68,13 +68,25 @@ def replacing(path):
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)  # its new name survives a power cut
-        os.close(folder)
+        sync_folder(path.parent)  # its new name survives a power cut
     except OSError:
         with contextlib.suppress(OSError):
             unfinished.unlink()
         raise
+
+
+def sync_folder(path):
+    """Have a folder's names written to the disk. Return whether its file system can do that."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+        return True
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        return False
+    finally:
+        os.close(folder)
 
 
 def append(path, length, content):
@@ -180,7 +192,36 @@ def load_newest(where, misfit=lambda checkpoint: None):
     raise ValueError("; ".join(passed_over) or f"{where} holds no checkpoint")
 
 
+HUGE = 1e15  # no weight and no mean square of a run that learns is ever as large
+
+
+def sane(array):
+    """Return whether no number of an array is NaN, infinite or huge."""
+    if array.dtype.kind != "f" or not array.size:
+        return True
+    return bool(-HUGE < array.min() and array.max() < HUGE)  # NaN is neither
+
+
+def best_of(run_folder):
+    """Return the `Checkpoint` of a run's best.npz without its arrays; None if there is none."""
+    path = pathlib.Path(run_folder) / "checkpoints" / "best.npz"
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return Checkpoint({}, json.loads(archive["about"].tobytes())[1], path)
+    except Exception:  # it is missing or damaged, which may raise nearly anything
+        return None
+
+
 def versions():
     """Return the versions of the packages that the numbers depend on, by name."""
     packages = "tensorflow", "gymnasium", "ale-py", "numpy"
-    return {name: importlib.metadata.version(name) for name in packages}
+    return {name: version(name) for name in packages}
+
+
+def version(package):
+    """Return a package's version; TensorFlow's under whatever name its build is installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # tensorflow-cpu, tf-nightly, ...
+        builds = importlib.metadata.packages_distributions().get(package, [])
+        return importlib.metadata.version(builds[0]) if builds else "unknown"

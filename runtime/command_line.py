@@ -138,10 +138,24 @@ def add_setting(parser, field):
     if get_origin(field.type) is Literal:
         how["choices"] = kinds
     elif field.type is bool:
-        how["action"] = argparse.BooleanOptionalAction
+        how.update(action=YesOrNo, nargs="?", metavar="yes|no")
     else:
         how["type"], how["metavar"] = reader(*kinds), kinds[0].__name__.upper()
-    parser.add_argument(option(field.name), **how)
+    names = [option(field.name)]
+    if field.type is bool:
+        names.append(option(f"no_{field.name}"))
+    parser.add_argument(*names, dest=field.name, **how)
+
+
+class YesOrNo(argparse.Action):
+    """A setting that is yes or no: `--name`, `--no-name`, `--name yes` and `--name no`."""
+
+    def __call__(self, parser, namespace, value, option_string=None):
+        """Note the value."""
+        if value not in (None, "yes", "no"):
+            parser.error(f"argument {option_string}: it must be yes or no, not {value!r}")
+        negated = option_string.startswith("--no-")
+        setattr(namespace, self.dest, (value != "no") != negated)
 
 
 def reader(kind, none=None):

@@ -7,26 +7,34 @@ import rich.progress
 from rich.segment import Segment
 from rich.style import Style
 
+from runtime.actors import NO_SCREEN
+
 # ------------------------------------------------------------------------------------------ written
 
 
 class Display:
     """The chapter's line for each game and, on a terminal, a progress bar below the lines.
 
-    It is shown within a `with`, in which `refresh` is called every PERIOD seconds.
+    It is shown within a `with`, in which `refresh` is called every PERIOD seconds. All of it
+    happens in the thread that prints, an `OutputThread`.
     """
 
     PERIOD = 0.25
 
-    def __init__(self, console, run):
-        self.console, self.run, self.notices = console, run, 0
+    def __init__(self, console, run, notices):
+        """Make one. notices: a function that returns the new lines for the user."""
+        self.console, self.run, self.notices = console, run, notices
         self.games = len(run.episodes)  # a resumed run's earlier games are not printed again
 
     def __enter__(self):
+        # so narrow that the terminal's ^C does not push it into a second line
+        columns = rich.progress.BarColumn(20), rich.progress.TextColumn("{task.description}")
         self.bar = rich.progress.Progress(
-            rich.progress.BarColumn(), rich.progress.TextColumn("{task.description}"),
-            console=self.console, disable=not self.console.is_terminal, refresh_per_second=4,
-        )  # fmt: skip
+            *columns,
+            console=self.console,
+            disable=not self.console.is_terminal,
+            auto_refresh=False,
+        )
         self.task = self.bar.add_task("starting", total=1.0)
         self.bar.start()
         return self
@@ -43,11 +51,11 @@ class Display:
             text += f", running score {self.run.episodes[-1].running_score:.1f}"
         used, left = self.used_and_left()
         self.bar.update(self.task, completed=used, description=text + (left and f", {left} left"))
+        self.bar.refresh()
 
     def new_lines(self):
         """Return the lines of the notices and games since the last call."""
-        episodes, lines = self.run.episodes[self.games :], self.run.notices[self.notices :]
-        self.notices += len(lines)
+        episodes, lines = self.run.episodes[self.games :], self.notices()
         self.games += len(episodes)
         for e in episodes:
             lines.append(game_line(e))
@@ -59,7 +67,7 @@ class Display:
 
     def used_and_left(self):
         """Return the share of the run that is over, and the time left, or "" if it is unknown."""
-        used, seconds = min(1, max(used for used, _ in self.run.limits())), self.run.seconds()
+        used, seconds = min(1, max(limit.used for limit in self.run.limits())), self.run.seconds()
         return used, duration(seconds / used - seconds) if used else ""
 
 
@@ -179,29 +187,38 @@ class TerminalView:
     the court would be torn as soon as the terminal is made narrower.
     """
 
-    COLUMNS = 100
+    COLUMNS = 100  # from which on the figures stand beside the court, not in a line below it
+    ROWS = 2 + 20  # of the court with its walls
     REPAINTED_EVERY = 5  # seconds, in case something else writes to the terminal
     INK, WALL, CURVE = map(Style.parse, ("#ffd7af on #303030", "#8a8a8a", "#d78700"))
     DIM = Style(dim=True)
 
     def __init__(self, console):
-        self.console, self.screen = console, console.screen()
+        self.console, self.screen = console, None
         self.size, self.painted_at = None, 0
         self.tell({})
 
     @classmethod
-    def why_not(cls, console):
-        """Return why the view cannot be shown on a console, for the user; None if it can."""
+    def why_not(cls, console, columns=SIDE):
+        """Return why the view cannot be shown on a console, for the user; None if it can.
+
+        columns: how many are wanted, SIDE or COLUMNS.
+        """
         if not console.file.isatty() or console.is_dumb_terminal:
             return "the output is no terminal that can draw"
         if console.options.ascii_only:
             return f"the terminal's encoding is {console.encoding}, not UTF-8"
-        if console.width < cls.COLUMNS:
-            return f"the terminal has {console.width} columns, and it takes {cls.COLUMNS}"
+        if console.width < columns:
+            return f"the terminal has {console.width} columns, and it takes {columns}"
+        rows = cls.ROWS if console.width >= cls.COLUMNS else cls.ROWS + 1
+        if console.height < rows:
+            return f"the terminal has {console.height} rows, and it takes {rows}"
         return None
 
     def __enter__(self):
+        self.screen = self.console.screen()
         self.screen.__enter__()
+        self.size = None
         return self
 
     def __exit__(self, *exception):
@@ -223,41 +240,67 @@ class TerminalView:
         if size != self.size or now - self.painted_at > self.REPAINTED_EVERY:
             self.size, self.around, self.painted_at = size, None, now
             self.painted = [None] * size.height
-        court = 40 if size.height >= 44 else 20
-        self.around = rows = self.around or self._around(court, *size)
-        if size.width >= self.COLUMNS:
-            ink = [Segment(row, self.INK) for row in court_rows(pixels, court)]
-            left = [Segment("▄" * SIDE, self.WALL), *ink, Segment("▀" * SIDE, self.WALL)]
-            rows = [[first, *rest] for first, rest in zip(left, rows)] + rows[len(left) :]
+        height = 40 if size.height >= 44 else 20
+        beside = size.width >= self.COLUMNS
+        court = []
+        if size.width >= SIDE and size.height >= height + (2 if beside else 3):
+            ink = [Segment(row, self.INK) for row in court_rows(pixels, height)]
+            court = [Segment("▄" * SIDE, self.WALL), *ink, Segment("▀" * SIDE, self.WALL)]
+        if self.around is None:
+            self.around = self._around(len(court), beside)
+        rows = self.around
+        if court and beside:
+            rows = [[first, *rest] for first, rest in zip(court, rows)] + rows[len(court) :]
+        elif court:
+            rows = [[*Segment.adjust_line_length([row], size.width)] for row in court] + rows
         with self.console:  # all at once
             for y, (row, before) in enumerate(zip(rows, self.painted)):
                 if row != before:
                     self.console.update_screen_lines([row], y=y)
         self.painted = rows[: size.height]
 
-    def _around(self, court, width, height):
-        """Return the screen's rows, lists of `Segment`, without the court."""
-        figures, name, curve, lines = self.told
-        left, gap = (SIDE, [Segment(" ")]) if width >= self.COLUMNS else (0, [])
-        across = min(width - left - len(gap), 60)
+    def _around(self, court, beside):
+        """Return the screen's rows, lists of `Segment`, without the court.
+
+        Args:
+            court: the court's rows; 0 if there is no room for it.
+            beside: whether figures and curve stand beside the court.
+        """
+        (width, height), lines = self.console.size, self.told[-1]
+        if court and not beside:
+            figures = [f"{name} {value}" for name, value in self.told[0].items()]
+            line = [Segment("  ".join([*figures, "Ctrl-C ends it"]), self.DIM)]
+            rows = [Segment.adjust_line_length(line, width)]
+            room = height - court - 1
+        else:
+            left = SIDE if court else 0
+            rows = self._figures(court or min(20, height), width - left)
+            last = "Ctrl-C ends it" if court else f"the game takes {SIDE} columns, {self.ROWS} rows"
+            rows.append([Segment(last, self.DIM)])
+            if court:
+                rows = [[Segment(" "), *row] for row in rows]
+            rows = [Segment.adjust_line_length(row, width - left) for row in rows]
+            room = max(0, height - len(rows))
+        below = [[Segment(line)] for line in lines[max(0, len(lines) - room) :]]
+        below += [[]] * (room - len(below))
+        return rows + [Segment.adjust_line_length(row, width) for row in below]
+
+    def _figures(self, court, width):
+        """Return the rows beside a court of so many rows, but for the last: figures and curve."""
+        figures, name, curve, _ = self.told
+        across = min(width - 1, 60)
         rows = [
             [Segment(name, self.DIM), Segment(f"{value:>{max(0, min(across, 24) - len(name))}}")]
             for name, value in figures.items()
         ]
-        if len(curve):
+        if len(curve) and court >= len(rows) + 6:
             low, high = min(curve), max(curve)
-            area = curve_rows(curve, across, max(1, min(16, court - len(rows) - 3)))
+            area = curve_rows(curve, across, max(1, min(16, court - len(rows) - 5)))
             rows += [[], [Segment(f"{max(high, low + 1):.1f} {name}", self.DIM)]]
             rows += [[Segment(row, self.CURVE)] for row in area]
             rows += [[Segment(f"{low:.1f} ".ljust(across, "─"), self.DIM)]]
-        rows += [[]] * (court + 1 - len(rows))
-        last = "Ctrl-C ends it" if left else f"the game takes {self.COLUMNS} columns"
-        rows = [gap + row for row in rows + [[Segment(last, self.DIM)]]]
-        room = max(0, height - len(rows))
-        below = [[Segment(line)] for line in lines[len(lines) - room :]]
-        below += [[]] * (room - len(below))
-        rows = [Segment.adjust_line_length(row, width - left) for row in rows]
-        return rows + [Segment.adjust_line_length(row, width) for row in below]
+        rows += [[]] * (court - 1 - len(rows))
+        return rows[: court - 1]
 
 
 class TerminalDisplay(Display):
@@ -269,8 +312,8 @@ class TerminalDisplay(Display):
     PERIOD = 1 / 20
     TOLD_EVERY = 0.5  # seconds; figures that change faster cannot be read
 
-    def __init__(self, console, run, clip):
-        super().__init__(console, run)
+    def __init__(self, console, run, notices, clip):
+        super().__init__(console, run, notices)
         self.clip, self.view, self.lines, self.told_at = clip, TerminalView(console), [], 0
 
     def __enter__(self):
@@ -281,6 +324,7 @@ class TerminalDisplay(Display):
         self.view.__exit__(*exception)
         if self.lines:
             self.console.out("\n".join(self.lines))
+        self.lines = []
 
     def refresh(self):
         """Show the clip's frame that is due, and now and then new figures."""
@@ -303,12 +347,21 @@ class TerminalDisplay(Display):
         self.view.show(pixels)
 
 
-def new_display(console, run, worker, in_window):
-    """Return a display with the worker's game, if that is wanted and possible, or without."""
-    render, why_not = run.settings.render, TerminalView.why_not(console)
-    if render == "terminal" and why_not:
-        console.print(f"no view of {worker.name}'s game: {why_not}")
-    if why_not or in_window or render not in ("auto", "terminal"):
-        return Display(console, run)
+def new_display(output, run, worker, in_window):
+    """Return a display with the worker's game, if that is wanted and possible, or without.
+
+    output: the `OutputThread` that will show it.
+    """
+    render, console = run.settings.render, output.console
+    if in_window or render not in ("auto", "terminal"):
+        return Display(console, run, output.new_lines)
+    no_window = worker.actors.no_window
+    columns = SIDE if render == "terminal" else TerminalView.COLUMNS
+    if why_not := TerminalView.why_not(console, columns):
+        reasons = ", and ".join(filter(None, [no_window, why_not]))
+        run.notices.append(f"{worker.name}'s game is not shown: {reasons}")
+        return Display(console, run, output.new_lines)
+    if no_window and no_window != NO_SCREEN:
+        run.notices.append(f"{worker.name}'s game is shown here: {no_window}")
     worker.clip = Clip(pace=60 / worker.actors.game.frames_per_step)
-    return TerminalDisplay(console, run, worker.clip)
+    return TerminalDisplay(console, run, output.new_lines, worker.clip)

@@ -16,6 +16,7 @@ While the graph is built, the global network gives the operations that push and 
 While it is trained:
 
     T, beta             the steps of all workers together, and the entropy's weight by now
+    diverged()          whether the weights are NaN, infinite or huge
     count(...)          count the steps of a rollout
     refresh_target()    copy the weights to the target network
     variables()         name -> variable of all that a checkpoint holds
@@ -33,8 +34,8 @@ import numpy as np
 
 from preprocessing import INPUT_SIZE
 from runtime.actors import GamesInPlay
-from runtime.checkpoints import Checkpoint
-from runtime.graph import make_callable, tf
+from runtime.checkpoints import Checkpoint, sane
+from runtime.graph import make_callable, on_cpu, tf
 from runtime.optimizer import RowLog, RowRMSProp
 
 
@@ -74,7 +75,7 @@ def new_params(inputs, heads, dtype, w_init=None):
         return w_init(seed=seed) if w_init else tf.zeros_initializer()
 
     def variable(name, shape, initializer):
-        return tf.get_variable(name, shape, dtype, initializer)
+        return tf.get_variable(name, shape, dtype, on_cpu(initializer))
 
     units, params = sum(head.units for head in heads.values()), {}
     kernel = variable("kernel", [inputs, units], kernel_init(0))
@@ -138,6 +139,10 @@ class GlobalVariables:
         """Return operations that apply the gradient [U, units] of rows [U] of the kernel."""
         return self.kernel_train.apply_gradients(gradient, rows)
 
+    def new_copy(self):
+        """Create the variables of a local copy in the current variable scope; `Params`."""
+        return new_params(self.inputs, self.heads, self.dtype)
+
     def target_is_copied(self):
         """Return operations that copy the weights to the target network."""
         pairs = [(self.target.kernel, self.params.kernel)]
@@ -161,11 +166,9 @@ class GlobalNetwork(GlobalVariables):
         self.T = 0
         self.beta = settings.beta
 
-    @contextlib.contextmanager
     def placed(self):
-        """Enter the device of its variables and optimizers."""
-        with tf.device("/cpu:0"):
-            yield
+        """Enter the graph and the device of its variables and optimizers: the present ones."""
+        return contextlib.nullcontext()
 
     def build(self, *how):
         """Create variables and optimizers, as `GlobalVariables.build`; return the network."""
@@ -176,10 +179,6 @@ class GlobalNetwork(GlobalVariables):
         if self.target:
             self._refresh_target = make_callable(self.session, self.target_is_copied(), [])
         return self
-
-    def new_copy(self):
-        """Create the variables of a local copy in the current variable scope; `Params`."""
-        return new_params(self.inputs, self.heads, self.dtype)
 
     def target_params(self):
         """Return the `Params` of the target network that a worker reads."""
@@ -200,6 +199,10 @@ class GlobalNetwork(GlobalVariables):
         """
         self.T += steps
         return self.T, [game] if game else []
+
+    def diverged(self):
+        """Return whether the training has failed: a weight, but for the kernel's, is not sane."""
+        return not all(map(sane, self.copier.others().values()))
 
     def refresh_target(self):
         """Copy the weights to the target network, if there is one."""
@@ -274,8 +277,11 @@ class Copier:
     def copy(self):
         """Return a dict of name -> array of all variables."""
         self.copy_rows()
-        others = {name: np.array(value) for name, value in zip(self.names, self._others())}
-        return self.kernels | others
+        return self.kernels | self.others()
+
+    def others(self):
+        """Return a dict of name -> array of the small variables."""
+        return {name: np.array(value) for name, value in zip(self.names, self._others())}
 
 
 class Connection:

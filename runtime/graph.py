@@ -3,7 +3,10 @@
 TensorFlow itself is imported by `load_tensorflow`.
 """
 
+import contextlib
 import os
+import re
+import signal
 import sys
 
 
@@ -23,23 +26,74 @@ def load_tensorflow():
     """Import TensorFlow, as `tf`.
 
     That takes seconds, and it writes to stderr before any log level counts. So a script calls this
-    once its settings are known to be good, and meanwhile that file descriptor points nowhere.
+    once its settings are known to be good, and meanwhile its stderr is kept back.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # no gain on matrices of this size
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # or Keras is imported, a third of the time
-    sys.stderr.flush()
-    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # everything is on /cpu:0, so leave a GPU alone
+    with last_words():
         import tensorflow.compat.v1
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(nowhere)
     tf.module = tensorflow.compat.v1
     tf.logging.set_verbosity(tf.logging.ERROR)
     tf.disable_eager_execution()
+
+
+@contextlib.contextmanager
+def last_words():
+    """Keep back what is written to stderr; show it only if the process fails or is aborted.
+
+    A process that is aborted can show nothing any more, so a child does it.
+    """
+    sys.stderr.flush()
+    stderr, (reading, writing) = os.dup(2), os.pipe()
+    child = os.fork()
+    if child == 0:
+        show_unless_good(reading, writing)
+    os.close(reading)
+    os.dup2(writing, 2)
+    os.close(writing)
+    good = b""
+    try:
+        yield
+        good = GOOD
+    except KeyboardInterrupt:  # a signal is no failure
+        good = GOOD
+        raise
+    finally:
+        os.write(2, good)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.waitpid(child, 0)
+
+
+GOOD = b"\0good"  # the end of a text that is not to be shown
+# what TensorFlow always says: lines of information, "I0000 ...", and one about such lines
+CHATTER = re.compile(rb"WARNING: All log messages before|I\d{4} |[-\d]+ [\d:.]+: I ")
+
+
+def show_unless_good(reading, writing):
+    """Be the child of `last_words`: read a pipe to its end, and show its last lines if need be."""
+    os.close(writing)
+    for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGTSTP:
+        signal.signal(number, signal.SIG_IGN)  # it ends with its parent
+    text = b""
+    while more := os.read(reading, 65536):
+        text = (text + more)[-4096:]
+    if not text.endswith(GOOD):
+        lines = text.splitlines(keepends=True)
+        os.write(2, b"".join(line for line in lines if not CHATTER.match(line)))
+    os._exit(0)
+
+
+def on_cpu(initializer):
+    """Return an initialiser whose operations are on /cpu:0. TensorFlow gives them no device."""
+
+    def initial_value(shape, dtype, partition_info=None):
+        with tf.device("/cpu:0"):
+            return initializer(shape, dtype)
+
+    return initial_value
 
 
 def new_session():

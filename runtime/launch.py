@@ -1,25 +1,57 @@
 """The start of a run: its settings, folder, actors and global network, new or resumed."""
 
+import collections
 import dataclasses
+import math
 import os
 import sys
 
 from runtime import checkpoints
 from runtime.actors import ActorsKeepDying, new_actors, restore_games, start_actors
 from runtime.command_line import changeable, check, fail, option, shown
+from runtime.cores import usable_cores
 from runtime.curve import curve_of
 from runtime.display import duration
 from runtime.global_network import GlobalNetwork
-from runtime.run_folder import InUse, RunFolder
+from runtime.output import OutputThread
+from runtime.run_folder import InUse, RunFolder, new_path
 from runtime.supervisor import Supervisor
+from runtime.windows import PlotWindow, window_of
 
 
-class Launch:
-    """The start of a run in one process, to be used in a `with`.
+class Starting:
+    """A `with` around a process' run: at its end the actors are gone and all is printed.
 
-    At its end the actors are gone. A signal during start-up removes a new run's folder again, and
-    ends the program with the signal's status.
+    A signal during start-up ends the program with the signal's status.
     """
+
+    def __init__(self, Settings, given, signals):
+        """Note what the user asked for.
+
+        Args:
+            Settings: the script's dataclass.
+            given: dict of the settings on the command line.
+            signals: the process' `Signals`.
+        """
+        self.Settings, self.given, self.signals = Settings, given, signals
+        self.notices = []  # lines for the user
+        self.actors = self.output = None
+
+    def __exit__(self, kind, error, traceback):
+        if isinstance(error, KeyboardInterrupt):
+            self.signals.starting = False  # a second signal changes nothing
+        if self.actors:
+            self.actors.close()
+        if self.output:
+            self.output.end()
+        if isinstance(error, KeyboardInterrupt):
+            sys.exit(self.signals.status())
+        if isinstance(error, ActorsKeepDying):
+            fail(error, status=1)
+
+
+class Launch(Starting):
+    """The start of a run in one process, to be used in a `with`."""
 
     SUPERVISOR = Supervisor
     CONTINUES_GAMES = True  # whether a resumed run's workers continue the games they played
@@ -29,45 +61,37 @@ class Launch:
 
         Args:
             command: the namespace from the command line.
-            given: dict of the settings given there.
-            Settings: the script's dataclass.
-            signals: the process' `Signals`.
+            given, Settings, signals: as for `Starting`.
         """
-        self.command, self.given, self.signals = command, given, signals
-        self.Settings = Settings
-        self.notices = []  # lines for the user
-        self.folder = self.checkpoint = self.actors = None
+        super().__init__(Settings, given, signals)
+        self.command = command
+        self.folder = self.checkpoint = self.path = None
+        self.begun = False
 
     def __enter__(self):
         """Find the run's settings. A user's mistake ends the program with one line."""
         try:
             with user_errors():
-                self.settings = self.find_settings(self.Settings)
+                self.settings = self.find_settings()
         except KeyboardInterrupt:
             sys.exit(self.signals.status())
+        self.output = OutputThread(self.notices)
         return self
 
     def __exit__(self, kind, error, traceback):
-        if isinstance(error, KeyboardInterrupt):  # a signal during start-up
-            self.signals.starting = False  # a second one changes nothing
-            if self.folder and not self.command.resume:
-                self.folder.remove(self.folder.path)
-        if self.actors:
-            self.actors.close()
-        if isinstance(error, KeyboardInterrupt):
-            sys.exit(self.signals.status())
-        if isinstance(error, ActorsKeepDying):
-            fail(error, status=1)
+        if error and self.folder and not self.begun and not self.command.resume:
+            self.folder.remove(self.folder.path)
+        super().__exit__(kind, error, traceback)
 
-    def find_settings(self, Settings):
+    def find_settings(self):
         """Return the settings of a new run, or of the one to resume, whose folder is opened."""
-        settings = self._resumed(Settings) if self.command.resume else Settings(**self.given)
+        settings = self._resumed() if self.command.resume else self.Settings(**self.given)
         if settings.seed is None:  # drawn here, so that config.json has it
             settings = dataclasses.replace(settings, seed=int.from_bytes(os.urandom(3)))
         return settings
 
-    def _resumed(self, Settings):
-        path, allowed = self.command.resume, changeable(Settings)
+    def _resumed(self):
+        path, allowed = self.command.resume, changeable(self.Settings)
         for name in self.given:
             if name not in allowed:
                 raise ValueError(f"{option(name)} belongs to the run: it cannot change on the way")
@@ -78,22 +102,23 @@ class Launch:
         else:
             self.notices.append(f"{path} has no checkpoint yet: the run begins at its beginning")
         kept = self.checkpoint.about["settings"] if self.checkpoint else {}
-        return resumed_settings(Settings, self.folder, kept, self.given, self.notices)
+        return resumed_settings(self.Settings, self.folder, kept, self.given, self.notices)
 
     def start_actors(self, policy_units, ahead):
-        """Start the actors, and make the folder of a new run; return the `Actors`.
+        """Start the actors; return the `Actors`.
 
         Args:
             policy_units: hidden units of the policy network.
             ahead: whether the action after a rollout is chosen with the rollout's policy.
         """
         with user_errors():
+            self.path = self.folder.path if self.folder else new_path(self.settings.run_dir)
             self.actors = new_actors(self.settings, policy_units, ahead)
             if self.checkpoint:  # other games for workers that have none to continue
                 self.actors.started = self.checkpoint.about["actors_started"]
-            self.in_window = start_actors(self.actors, self.settings)
-            if self.folder is None:
-                self.folder = RunFolder.new(dataclasses.asdict(self.settings), self.notices)
+            self.window = window_of(self.path)
+            self.in_window = start_actors(self.actors, self.settings, self.window)
+        self.notices.append(first_line(self.settings, self.actors))
         return self.actors
 
     def global_network(self, session):
@@ -101,13 +126,25 @@ class Launch:
         return GlobalNetwork(session, self.settings)
 
     def begin(self, run, workers):
-        """Begin the run, or continue from the newest checkpoint that fits."""
+        """Begin the run, or continue from the newest checkpoint that fits.
+
+        The folder of a new run is made here, when nothing else can fail any more.
+        """
         if self.checkpoint:
             self._continue_from(self._fitting(run), run, workers)
+        settings, epsilons = dataclasses.asdict(run.settings), final_epsilons(workers)
         if self.command.resume:
             path = self.checkpoint.path if self.checkpoint else None
-            settings = dataclasses.asdict(run.settings)
-            self.folder.resume(path, settings, run.episodes, run.agent_steps)
+            self.folder.resume(path, settings, epsilons, run.episodes, run.agent_steps)
+        else:
+            with user_errors():
+                self.folder = RunFolder.new(self.path, settings, epsilons, self.notices)
+        if epsilons:
+            counts = collections.Counter(epsilons.values())
+            each = (f"{epsilon:g} ({number} of them)" for epsilon, number in counts.items())
+            self.notices.append(f"the workers' epsilons fall from 1 to {', '.join(each)}")
+        path = self.folder.path
+        self.notices.append(f"curve in {path} (tensorboard --logdir {path}), Ctrl-C stops")
         run.globalnet.begin(run)
 
     def _fitting(self, run):
@@ -140,10 +177,31 @@ class Launch:
         run.notices.append(f"going on from {checkpoint.path}: {played} in {seconds}")
 
     def supervisor(self, run, workers):
-        """Return what shows and saves the run."""
-        self.signals.starting = False
-        where = self.folder, self.actors, self.in_window
-        return self.SUPERVISOR(run, workers, *where, self.signals)
+        """Return what saves the run, and shows it."""
+        self.signals.starting, self.begun = False, True
+        plot = PlotWindow(self.folder.path, self.window.shift) if self.in_window else None
+        return self.SUPERVISOR(
+            run, workers, self.folder, self.actors, self.output, plot, self.signals
+        )
+
+
+def first_line(settings, actors):
+    """Return the line with which a run begins: its workers, and what to expect of the default."""
+    line = f"{len(actors)} workers on {usable_cores()} cores"
+    learning = [
+        field
+        for field in dataclasses.fields(settings)
+        if not field.metadata["changeable"] and field.name not in ("seed", "run_dir")
+    ]
+    if all(getattr(settings, field.name) == field.default for field in learning):
+        line += "; the chapter's settings learn slowly and stay below -9, --preset rally wins"
+    return line
+
+
+def final_epsilons(workers):
+    """Return a dict of the name of a worker -> its final epsilon; {} for A3C, which has none."""
+    finals = {worker.name: worker.epsilon(math.inf) for worker in workers}
+    return {name: float(final) for name, final in finals.items() if final is not None}
 
 
 class user_errors:  # noqa: N801, used as a statement

@@ -17,7 +17,6 @@ import threading
 import time
 
 import numpy as np
-import rich.console
 import rich.progress
 from PIL import Image
 
@@ -25,10 +24,14 @@ import pong_actor
 from pong_actor import Player, PolicyWeights, Pong, make_env
 from preprocessing import SCREEN_SHAPE
 from runtime import checkpoints
-from runtime.actors import ActorDied, PongActor, allowed_cores
+from runtime.actors import ActorDied, PongActor, ScreenHangs
 from runtime.command_line import fail
+from runtime.cores import usable_cores
 from runtime.display import TerminalView
+from runtime.output import new_console
 from runtime.plots import draw
+from runtime.signals import suspend, when_suspended
+from runtime.windows import window_of
 
 FRAMES_A_SECOND = 60
 ROLLOUT = 20  # steps an actor plays at a time, a second in a window
@@ -54,7 +57,22 @@ def load_policy(path):
         ValueError: there is none; the message is a line for the user.
     """
     checkpoint = checkpoints.load_newest(path, misfit)
+    if line := better_one(path, checkpoint):
+        checkpoint.passed_over.append(line)
     return policy_weights(checkpoint.arrays), checkpoint
+
+
+def better_one(path, checkpoint):
+    """Return a line about the run's best checkpoint, if its score was higher; else None."""
+    best, path = checkpoints.best_of(path), checkpoint.path
+    if best is None or best.path == path:
+        return None
+    scores = [at.about.get("running_score") for at in (best, checkpoint)]
+    if None in scores or scores[0] <= scores[1]:
+        return None
+    was, now = (f"{score:.1f}" for score in scores)
+    better = f"the run's best checkpoint had a running score of {was}, this one has {now}"
+    return f"{better}; to use the best, give {best.path}"
 
 
 def policy_weights(arrays):
@@ -70,10 +88,12 @@ def misfit(checkpoint):
     """Return why a checkpoint holds no policy to play, in words; None if it holds one."""
     about = checkpoint.about
     try:
-        policy_weights(checkpoint.arrays)
+        policy = policy_weights(checkpoint.arrays)
         about["settings"]["game_env"], about["agent_steps"], about["method"]
     except KeyError as error:
         return f"it has no {error}"
+    if not all(map(checkpoints.sane, policy)):
+        return "its weights are NaN, infinite or huge"
 
 
 def ways(about):
@@ -84,7 +104,7 @@ def ways(about):
     return {"sampled": (epsilon, words), "greedy": (0.0, "each action is the best")}
 
 
-def actor_with(policy, game, seed, window=False):
+def actor_with(policy, game, seed, window=None):
     """Return a `PongActor` that plays a policy, for a `with` that closes it."""
     sizes = ROLLOUT, len(policy.kernel), len(policy.bias)
     actor = PongActor(game, seed, sizes, window=window)
@@ -102,13 +122,18 @@ def play(path, render, seed, console):
     about, path = checkpoint.about, checkpoint.path
     game = pong_actor.game(about["settings"]["game_env"])
     epsilon, _ = ways(about)["sampled"]
-    why_not_there = TerminalView.why_not(console)
+    why_not = {"window": "there is no screen to open a window on"}
+    why_not["terminal"] = TerminalView.why_not(console)
     for place, show in ("window", play_in_window), ("terminal", play_in_terminal):
-        if render not in (place, "auto") or (place == "terminal" and why_not_there):
+        if render not in (place, "auto") or (place == "terminal" and why_not[place]):
             continue
-        with actor_with(policy, game, [seed], place == "window") as actor:
+        window = window_of(path) if place == "window" else None
+        with actor_with(policy, game, [seed], window) as actor:
             try:
                 actor.wait_until_ready()
+            except ScreenHangs:
+                why_not[place] = "the screen does not answer"
+                continue
             except ActorDied as death:
                 if place == "window":  # it cannot open it
                     continue
@@ -119,7 +144,6 @@ def play(path, render, seed, console):
             ]:
                 console.print(line)
             return show(actor, epsilon, game, console)
-    why_not = {"window": "there is no screen to open a window on", "terminal": why_not_there}
     why_not = [why for place, why in why_not.items() if render in (place, "auto")]
     raise ValueError(f"{', and '.join(why_not)}; --record writes a film instead")
 
@@ -144,9 +168,15 @@ def play_in_window(actor, epsilon, game, console):
 def play_in_terminal(actor, epsilon, game, console):
     """Play at the game's own pace until a signal comes."""
     pace, due, lines = game.frames_per_step / FRAMES_A_SECOND, time.monotonic(), []
+    suspended = []  # whether Ctrl-Z was pressed
 
     def show(rollout, won, lost):
         nonlocal due
+        if suspended:  # here, as a signal may come while a frame is half written
+            suspended.clear()
+            view.__exit__(None, None, None)
+            suspend()
+            view.__enter__()
         time.sleep(max(0, due - time.monotonic()))
         due = max(due, time.monotonic() - 1) + pace
         if rollout.rewards.any():
@@ -155,6 +185,7 @@ def play_in_terminal(actor, epsilon, game, console):
 
     try:
         with TerminalView(console) as view:
+            when_suspended(lambda: suspended.append(True))
             for number in itertools.count(1):
                 view.tell({"game": f"{number}", "score": "0 : 0"}, lines=lines)
                 won, lost, _, _ = play_game(actor, epsilon, 1, show)
@@ -233,8 +264,9 @@ def record(path, film, seconds, seed, console):
     finally:
         unfinished.unlink(missing_ok=True)
     size = film.stat().st_size / 1e6
+    size = f"{size:.1f} MB" if size >= 1 else f"{1000 * size:.0f} KB"
     length = frames.number / FRAMES_A_SECOND
-    console.print(f"{film}: {length:.1f} s, {size:.1f} MB, with --seed {seed}")
+    console.print(f"{film}: {length:.1f} s, {size}, with --seed {seed}")
     return 0
 
 
@@ -355,12 +387,13 @@ def evaluate(path, games, seed, console, signals):
             return play_game(actor, epsilon, see=lambda *_: stopping.is_set())
 
     signals.starting = False  # an exception might leave a lock of the threads' locked
-    with bar, concurrent.futures.ThreadPoolExecutor(len(allowed_cores())) as threads:
+    with bar, concurrent.futures.ThreadPoolExecutor(usable_cores()) as threads:
         try:
             for way, (epsilon, _) in ways(about).items():
                 played[way] = [threads.submit(play_one, n, epsilon) for n in range(games)]
             pending = set(itertools.chain(*played.values()))
             progress = bar.add_task("", total=len(pending))
+            when_suspended(lambda: (bar.stop(), suspend(), bar.start()))
             while pending and not signals:
                 done, pending = concurrent.futures.wait(pending, 0.2, "FIRST_COMPLETED")
                 for task in done:
@@ -430,7 +463,7 @@ def main(command, given, signals):
         given: dict of the settings given there: seed, render.
         signals: the process' `Signals`.
     """
-    console = rich.console.Console(highlight=False, markup=False, soft_wrap=True)
+    console = new_console()
     seed = given.get("seed")
     try:
         if command.draw:

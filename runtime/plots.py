@@ -1,30 +1,106 @@
-"""Pictures of curves, and the reward plot in a window."""
+"""Pictures of curves."""
 
-import math
-import time
-
-import matplotlib.figure
+import contextlib
+import logging
+import os
+import tempfile
 
 from runtime.curve import read_curve
 
+matplotlib = None  # the library, once `load_matplotlib` was called
 
-def draw_curve(axes, episodes):
-    """Draw the chapter's plot, the moving reward by episode, and the moving true score.
+
+def load_matplotlib(scratch="."):
+    """Import Matplotlib, whatever the environment says of its backend and its cache.
+
+    A picture needs no backend. A notebook's MPLBACKEND, which its children inherit, would raise. If
+    no folder for the cache could be written, Matplotlib would print lines or raise.
+
+    scratch: a folder that can be written, for want of a better one.
+    """
+    global matplotlib
+    if matplotlib:
+        return
+    ours = {name: os.environ.pop(name, None) for name in ("MPLBACKEND", "MPLCONFIGDIR")}
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    with contextlib.ExitStack() as stack:
+        cache = ours["MPLCONFIGDIR"] or os.path.expanduser("~")
+        if os.access(cache, os.W_OK):
+            if ours["MPLCONFIGDIR"]:
+                os.environ["MPLCONFIGDIR"] = cache
+        else:
+            os.environ["MPLCONFIGDIR"] = stack.enter_context(temporary_folder(scratch))
+        import matplotlib.figure
+        import matplotlib.font_manager  # noqa: F401, writes the cache
+    os.environ.pop("MPLCONFIGDIR", None)
+    os.environ.update({name: value for name, value in ours.items() if value is not None})
+
+
+def temporary_folder(scratch):
+    """Return a temporary folder, for a `with`; in `scratch` if nothing else can be written."""
+    with contextlib.suppress(OSError):
+        return tempfile.TemporaryDirectory()
+    return tempfile.TemporaryDirectory(dir=scratch)
+
+
+class CurvePlot:
+    """The curve of a run in two panels, which follow it.
+
+    On top is the true score: a dot for each game, and the moving mean. Below is the chapter's plot,
+    the moving reward by episode.
+    """
+
+    MOST = 5000  # points; more than pixels only take time
+
+    def __init__(self, figure):
+        """Draw the empty panels. figure: Matplotlib's."""
+        self.score_axes, self.reward_axes = figure.subplots(2, sharex=True)
+        dots = dict(linestyle="", marker=".", color="C0", alpha=0.25, markeredgewidth=0)
+        (self.scores,) = self.score_axes.plot([], [], label="a game's score", **dots)
+        (self.score,) = self.score_axes.plot([], [], color="C0", label="moving mean")
+        (self.reward,) = self.reward_axes.plot([], [], color="C1")
+        self.score_axes.set(ylabel="true score")
+        self.score_axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+        self.reward_axes.set(xlabel="step", ylabel="Total moving reward")  # the chapter's words
+        self.reward_axes.xaxis.get_major_locator().set_params(integer=True)
+        for axes in self.score_axes, self.reward_axes:
+            axes.grid(alpha=0.3)
+        self.limits = self._limits()
+
+    def update(self, episodes):
+        """Show these games, a list of `Episode`. What the user has zoomed stays as it is."""
+        shown = episodes[:: 1 + len(episodes) // self.MOST]
+        numbers = [e.episode for e in shown]
+        self.scores.set_data(numbers, [e.score for e in shown])
+        self.score.set_data(numbers, [e.running_score for e in shown])
+        self.reward.set_data(numbers, [e.running_reward for e in shown])
+        for line in self.score, self.reward:
+            line.set(marker="o" if len(shown) < 50 else "", markersize=3)
+        if self._limits() != self.limits:
+            return
+        self.score_axes.set_xlim(-0.5, max([1, *numbers[-1:]]) + 0.5)
+        for axes, line in (self.score_axes, self.scores), (self.reward_axes, self.reward):
+            low, high = min(line.get_ydata(), default=-21), max(line.get_ydata(), default=-20)
+            room = max(0.5, 0.05 * (high - low))
+            axes.set_ylim(low - room, high + room)
+        self.limits = self._limits()
+
+    def _limits(self):
+        axes = self.score_axes, self.reward_axes
+        return [limits for ax in axes for limits in (ax.get_xlim(), ax.get_ylim())]
+
+
+def save_curve(episodes, file, **options):
+    """Write the picture of a curve to a file, a path or a binary file; Matplotlib is loaded.
 
     Args:
-        axes: Matplotlib's; what they show is cleared.
         episodes: list of `Episode`.
+        file: where to.
+        options: for Matplotlib's savefig.
     """
-    shown = episodes[:: 1 + len(episodes) // 5000]  # more points than pixels only take time
-    numbers = [e.episode for e in shown]
-    style = dict(marker="o", markersize=3) if len(shown) < 50 else {}
-    axes.clear()
-    axes.plot(numbers, [e.running_score for e in shown], label="moving true score", **style)
-    if any(e.running_reward != e.running_score for e in shown):  # else one line hides the other
-        axes.plot(numbers, [e.running_reward for e in shown], label="moving reward", **style)
-    axes.set(xlabel="episode", ylabel="total moving reward")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)  # above the curves
+    picture = matplotlib.figure.Figure(figsize=(8, 6), layout="constrained")
+    CurvePlot(picture).update(episodes)
+    picture.savefig(file, **options)
 
 
 def draw(picture, *folders):
@@ -32,13 +108,15 @@ def draw(picture, *folders):
 
     Raises OSError, ValueError.
     """
-    figure = matplotlib.figure.Figure(figsize=(8, 5), layout="constrained")
     runs = [read_curve(folder) for folder in folders]
+    load_matplotlib(picture.parent)
     if len(runs) == 1:
-        draw_curve(figure.subplots(), runs[0][1])
+        save_curve(runs[0][1], picture)
     else:
-        draw_comparison(figure, runs)
-    figure.savefig(picture)
+        comparison = matplotlib.figure.Figure(figsize=(8, 5), layout="constrained")
+        draw_comparison(comparison, runs)
+        comparison.savefig(picture)
+    print(f"{picture}: {len(runs)} {'curve' if len(runs) == 1 else 'curves'}")
     return 0
 
 
@@ -64,42 +142,3 @@ def draw_comparison(figure, runs):
     for number, label in enumerate(labels):
         axes[0].plot([], [], color=f"C{number}", label=label)
     figure.legend(loc="outside upper left", ncols=2, frameon=False)
-
-
-class RewardWindow:
-    """The curve in a window beside W_0's, during the run and after it."""
-
-    REDRAWN_EVERY = 5  # seconds; drawing takes the workers' time
-
-    def __init__(self):
-        """Open the window, if Matplotlib finds a toolkit; else it falls back to agg, a picture."""
-        from matplotlib import pyplot
-
-        self.pyplot, self.figure, self.drawn = pyplot, None, -math.inf
-        if pyplot.get_backend().lower() != "agg":
-            pyplot.ion()
-            self.figure = pyplot.figure("A3C on Pong", figsize=(4, 3), layout="constrained")
-            self.axes = self.figure.subplots()
-            tk = getattr(self.figure.canvas.manager, "window", None)
-            if hasattr(tk, "wm_geometry"):  # W_0's is in the middle of the screen
-                width, height = tk.winfo_screenwidth(), tk.winfo_screenheight()
-                tk.wm_geometry(f"+{min(width // 2 + 220, width - 420)}+{height // 2 - 170}")
-
-    def refresh(self, episodes):
-        """Answer the window system, and now and then draw; return whether the window is open."""
-        if self.figure is None or not self.pyplot.fignum_exists(self.figure.number):
-            return False
-        if time.monotonic() - self.drawn > self.REDRAWN_EVERY:
-            draw_curve(self.axes, episodes)
-            self.figure.canvas.draw_idle()
-            self.drawn = time.monotonic()
-        self.figure.canvas.flush_events()
-        return True
-
-    def leave_standing(self, episodes, signals):
-        """Show the final plot, as the chapter does, until it is closed or a signal comes."""
-        self.drawn, received = -math.inf, len(signals)
-        if self.refresh(episodes):
-            print("the plot stands until its window is closed, or Ctrl-C", flush=True)
-            while self.refresh(episodes) and len(signals) == received:
-                time.sleep(0.05)

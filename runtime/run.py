@@ -1,6 +1,7 @@
 """What the workers of a run share besides the network: counts, curve, limits, and a gate."""
 
 import contextlib
+import math
 import threading
 import time
 from typing import NamedTuple
@@ -65,7 +66,19 @@ def moving(mean, value):
     return float(value) if mean is None else 0.99 * mean + 0.01 * value
 
 
+class Limit(NamedTuple):
+    """A reason to stop that the user set."""
+
+    used: float  # the share of it that is used up; 1 and more: it is reached
+    words: str  # for its end
+    option: str
+
+
 MEASURED_EVERY = 5  # seconds, for TensorBoard
+DIVERGED = (
+    "after {T:,} steps {what} is NaN, infinite or huge, so training ends; smaller learning rates "
+    "may help; the checkpoints before are kept"
+)
 
 
 class Run:
@@ -89,6 +102,7 @@ class Run:
         self.measures = True  # whether updates are measured now and then
         self.measured = []  # (T, dict of figures)
         self.stopped_because = None
+        self.failure = None  # a line for the user
         self.start()
 
     @property
@@ -177,9 +191,14 @@ class Run:
             return due
 
     def _add_measured(self, T, figures):
+        for name, figure in figures.items():
+            if not math.isfinite(figure):
+                self.fail(DIVERGED.format(what=f"the {name.replace('_', ' ')}", T=T))
         (steps, seconds), now = self.last_measured, (T, self.seconds())
         figures["steps_per_second"] = (now[0] - steps) / (now[1] - seconds)
         self.last_measured = now
+        if self.globalnet.diverged():
+            self.fail(DIVERGED.format(what="a weight", T=T))
         self.measured.append((T, figures))
 
     def take_measured(self):
@@ -192,25 +211,36 @@ class Run:
 
     def look_at_limits(self):
         """Stop the run if a limit is used up, or if a cluster's run is over."""
-        for used, words in self.limits():
-            if used >= 1:
-                self.stop(words)
+        for limit in self.limits():
+            if limit.used >= 1:
+                self.stop(limit.words)
         if self.globalnet.ended:
             self.stop(self.globalnet.ended)
 
     def limits(self):
-        """Yield, for each limit set, the share of it that is used up, and words for its end."""
-        settings = self.settings
-        games = settings.max_global_episodes
-        yield len(self.episodes) / games, f"{games:,} games played"
-        if settings.max_steps:
-            yield self.agent_steps / settings.max_steps, f"{settings.max_steps:,} steps played"
-        if settings.max_minutes:
-            used = self.seconds() / (60 * settings.max_minutes)
-            yield used, f"{settings.max_minutes:g} minutes over"
+        """Yield each `Limit` that is set."""
+        settings, seconds = self.settings, self.seconds()
+        games, steps, minutes = (
+            settings.max_global_episodes,
+            settings.max_steps,
+            settings.max_minutes,
+        )
+        played = len(self.episodes) / games
+        yield Limit(played, f"{games:,} games played", "--max-global-episodes")
+        if steps:
+            yield Limit(self.agent_steps / steps, f"{steps:,} steps played", "--max-steps")
+        if minutes:
+            used = seconds / (60 * minutes)
+            yield Limit(used, f"{minutes:g} minutes over", "--max-minutes")
         if settings.until_score is not None and self.episodes:
             reached = self.episodes[-1].running_score >= settings.until_score
-            yield float(reached), f"running score {settings.until_score:g} reached"
+            words = f"running score {settings.until_score:g} reached"
+            yield Limit(float(reached), words, "--until-score")
+
+    def fail(self, why):
+        """Stop the run because of a fault; why: a line for the user."""
+        self.failure = self.failure or why
+        self.stop("failed")
 
     def stop(self, reason):
         """Ask all workers to stop after their present rollout."""

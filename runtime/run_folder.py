@@ -12,15 +12,14 @@ import pathlib
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 
-import matplotlib.figure
-
 from runtime import checkpoints
-from runtime.checkpoints import append, replacing, why
+from runtime.checkpoints import append, replacing, sync_folder, why
 from runtime.curve import Episode, table
 from runtime.events import EventFile
-from runtime.plots import draw_curve
+from runtime.plots import load_matplotlib, save_curve
 
 
 class InUse(Exception):
@@ -34,6 +33,51 @@ def commit():
         return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
 
 
+TELLTALES = "config.json", "checkpoints"  # only a folder that holds a run has them
+
+
+def new_path(run_dir):
+    """Return the path of a new run's folder, which can be made, and is not made yet.
+
+    run_dir: the user's; None: one in runs/, named by the time.
+
+    Raises:
+        OSError: it cannot be made, or holds a run.
+    """
+    path = pathlib.Path(run_dir or time.strftime("runs/%Y-%m-%d_%H-%M-%S"))
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "it is not a folder", str(path))
+    refuse_a_run(path)
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+    return path
+
+
+def another_path(path):
+    """Make a new folder with this name or the next like it, which no other run can get."""
+    for name in [path] + [path.with_name(f"{path.name}_{k}") for k in range(2, 100)]:
+        with contextlib.suppress(FileExistsError):
+            name.mkdir(parents=True)
+            return name
+    raise FileExistsError(errno.EEXIST, "a hundred runs began this second", str(path))
+
+
+def refuse_a_run(path):
+    """Raise FileExistsError if a folder holds a run."""
+    for name in "scores.csv", *TELLTALES:
+        if (path / name).exists():
+            reason = f"it holds a run already, {name}; a new one needs a folder of its own"
+            raise FileExistsError(errno.EEXIST, reason, str(path))
+
+
 class RunFolder:
     """The folder of a run, which one process has to itself until it ends, however it ends.
 
@@ -44,7 +88,6 @@ class RunFolder:
     PLOTTED_EVERY = 60  # seconds
     KEPT = 3  # checkpoints, besides the best
     BEST_FROM = 100  # games: before, a running score says little
-    TELLTALES = "config.json", "checkpoints"  # only a folder that holds a run has them
 
     def __init__(self, path, notices):
         """Open a folder; use `new` or `existing` instead. notices: list of lines for the user."""
@@ -53,34 +96,38 @@ class RunFolder:
         self.length = 0  # of scores.csv in bytes; None: it must be written anew
         self.best, self.events = -math.inf, None
         self.unwritten, self.plotted = set(), time.monotonic()
+        load_matplotlib(path)
         self.lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released with the process
         except BlockingIOError:
             raise InUse(f"{path} is in use by a run that has not ended") from None
+        except OSError as error:  # some network file systems have none
+            notices.append(f"{path} cannot be locked ({why(error)}): start no other run in it")
+        if not sync_folder(path):
+            notices.append(f"{path} cannot be synced: a power cut may lose the last checkpoint")
 
     @classmethod
-    def new(cls, settings, notices):
+    def new(cls, path, settings, epsilons, notices):
         """Make the folder of a new run.
 
         Args:
+            path: what `new_path` returned.
             settings: dict of the run's settings.
+            epsilons: dict of a worker's name -> its final epsilon.
             notices: list of lines for the user, to add to.
 
         Raises:
             OSError: it cannot be made, or holds a run.
         """
         config = dict(settings=settings, command=sys.argv, commit=commit())
+        config.update(final_epsilons=epsilons)
         config["machine"] = f"{multiprocessing.cpu_count()} cores, {platform.platform()}"
         config["versions"] = checkpoints.versions()
-        path = pathlib.Path(settings["run_dir"]) if settings["run_dir"] else cls._new_path()
-        if path.exists() and not path.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, "it is not a folder", str(path))
+        if not settings["run_dir"]:
+            path = another_path(path)
         path.mkdir(parents=True, exist_ok=True)
-        for name in "scores.csv", *cls.TELLTALES:
-            if (path / name).exists():
-                reason = f"it holds a run already, {name}; a new one needs a folder of its own"
-                raise FileExistsError(errno.EEXIST, reason, str(path))
+        refuse_a_run(path)
         open(path / "scores.csv", "x").close()  # no other run can begin here from now on
         try:
             folder = cls(path, notices)
@@ -97,19 +144,9 @@ class RunFolder:
     @classmethod
     def existing(cls, path, notices):
         """Open the folder of a run to continue. Raises ValueError for none, InUse, OSError."""
-        if not any((path / name).exists() for name in cls.TELLTALES):
+        if not any((path / name).exists() for name in TELLTALES):
             raise ValueError(f"{path} holds no run")
         return cls(path, notices)
-
-    @staticmethod
-    def _new_path():
-        """Make a new folder under runs/, which no other run that starts now can get."""
-        name = time.strftime("runs/%Y-%m-%d_%H-%M-%S")
-        for path in map(pathlib.Path, [name] + [f"{name}_{k}" for k in range(2, 100)]):
-            with contextlib.suppress(FileExistsError):
-                path.mkdir(parents=True)
-                return path
-        raise FileExistsError(errno.EEXIST, "a hundred runs began this second", name)
 
     @staticmethod
     def remove(path):
@@ -127,7 +164,7 @@ class RunFolder:
         config["settings"] = checkpoints.todays_settings(config["settings"])
         return config
 
-    def resume(self, checkpoint, settings, episodes, agent_steps):
+    def resume(self, checkpoint, settings, epsilons, episodes, agent_steps):
         """Cut the files back to a checkpoint; None: to the run's beginning.
 
         Newer checkpoints, which were no good, are renamed, so that they count no more.
@@ -135,6 +172,7 @@ class RunFolder:
         Args:
             checkpoint: the path of its file.
             settings: dict of the settings from now on.
+            epsilons: as for `new`.
             episodes, agent_steps: those of the checkpoint.
         """
         every = checkpoints.paths(self.path)
@@ -150,6 +188,7 @@ class RunFolder:
         with contextlib.suppress(OSError, ValueError):
             config = self.config()
         before, config["settings"] = config["settings"], settings
+        config["final_epsilons"] = epsilons
         changed = {name: value for name, value in settings.items() if before.get(name) != value}
         resumed = dict(command=sys.argv, commit=commit(), agent_steps=agent_steps)
         resumed.update(changed=changed, versions=checkpoints.versions())
@@ -183,9 +222,8 @@ class RunFolder:
                     self._append(episodes[self.rows :])
         if plot_now or time.monotonic() - self.plotted > self.PLOTTED_EVERY:
             self.plotted = time.monotonic()
-            figure, picture = matplotlib.figure.Figure((8, 5), layout="constrained"), io.BytesIO()
-            draw_curve(figure.subplots(), episodes)
-            figure.savefig(picture)
+            picture = io.BytesIO()
+            save_curve(episodes, picture)
             with self._if_possible("reward.png"), replacing(self.path / "reward.png") as file:
                 file.write(picture.getvalue())
 

@@ -4,13 +4,22 @@ import os
 import signal
 
 
+def quiet_until_handled():
+    """Let Ctrl-C end the process without a traceback, until there are `Signals`."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Signals(list):
     """The numbers of the signals received. During start-up, a signal raises KeyboardInterrupt."""
+
+    # batch systems send SIGUSR1 some time before they kill
+    NUMBERS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
 
     def __init__(self):
         super().__init__()
         self.starting = True
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in self.NUMBERS:
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup leaves SIGHUP so
                 signal.signal(number, self._receive)
 
@@ -31,3 +40,14 @@ class Signals(list):
     def status(self):
         """Return the exit status they make: 130 for Ctrl-C, as in shells, else 0."""
         return 130 if self[:1] == [signal.SIGINT] else 0
+
+
+def when_suspended(handle):
+    """Have handle() called at a Ctrl-Z. It must leave the screen in order, and call `suspend`."""
+    if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:
+        signal.signal(signal.SIGTSTP, lambda number, frame: handle())
+
+
+def suspend():
+    """Stop the process until the shell's `fg` or `bg` continues it."""
+    os.kill(os.getpid(), signal.SIGSTOP)

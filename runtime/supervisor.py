@@ -1,82 +1,98 @@
-"""The main thread of a run, which shows and saves it and looks at limits and signals."""
+"""The main thread of a run, which saves it and looks at limits and signals."""
 
 import dataclasses
 import signal
-import sys
 import time
 
-import rich.console
-
 from runtime import checkpoints
-from runtime.actors import allowed_cores
 from runtime.curve import curve_arrays
 from runtime.display import duration, new_display
-from runtime.plots import RewardWindow
+from runtime.output import Complaint
+from runtime.run import DIVERGED
+from runtime.signals import suspend, when_suspended
 
 NO_CHECKPOINT = "no checkpoint could be taken; it will be tried again every half minute"
 
 
-class Supervisor:
-    """A run's display, its plot and its files, kept up to date by the main thread."""
+NOT_KEPT = (
+    "the last checkpoint could not be written to {path}: a resumed run goes on from the one before"
+)
 
-    def __init__(self, run, workers, folder, actors, in_window, signals):
-        """Print the first line, and open the plot's window if in_window."""
+
+class Supervisor:
+    """A run's files, its limits and signals, looked after by the main thread.
+
+    It waits for no output and no window: those have a thread and processes of their own.
+    """
+
+    PERIOD = 0.25  # seconds
+
+    def __init__(self, run, workers, folder, actors, output, window, signals):
+        """Begin to show the run.
+
+        Args:
+            run: the `Run`.
+            workers: list of the script's workers.
+            folder: the `RunFolder`.
+            actors: the `Actors`.
+            output: the `OutputThread`.
+            window: the plot's `PlotWindow`, or None.
+            signals: the process' `Signals`.
+        """
         self.run, self.workers, self.folder, self.actors = run, workers, folder, actors
-        self.signals = signals
-        self.console = rich.console.Console(highlight=False, markup=False, soft_wrap=True)
-        cores = len(allowed_cores())
-        self.console.print(
-            f"{len(workers)} workers on {cores} cores, curve in {folder.path} "
-            f"(tensorboard --logdir {folder.path}), Ctrl-C stops"
-        )
-        self.window = RewardWindow() if in_window else None
-        self.display = new_display(self.console, run, workers[0], in_window)
-        if self.window and not self.window.figure:
-            self.console.print(
-                "no window for the plot: Matplotlib finds no toolkit, such as python3-tk"
-            )
+        self.output, self.window, self.signals = output, window, signals
         self.autosave = 60 * run.settings.autosave_minutes  # seconds
         self.saved, self.late = time.monotonic(), False
         self.kept = False  # whether the last checkpoint was written
         folder.begin_events(run.agent_steps, len(run.episodes))
         run.start()
-        run.look_at_limits()  # a resumed run may have nothing left to do
+        run.look_at_limits()
+        if run.stopped_because:  # a resumed run may have nothing left to do
+            options = " or ".join(limit.option for limit in run.limits() if limit.used >= 1)
+            run.notices.append(f"nothing is left to do: a higher {options} lets the run go on")
+        self.display = new_display(output, run, workers[0], in_window=bool(window))
+        when_suspended(self._suspend)
+        output.show(self.display)
+
+    def _suspend(self):
+        self.output.show(None)
+        suspend()
+        self.output.show(self.display)
 
     def show_and_save(self, threads):
-        """Show and save until the run stops; then end the workers' threads, and save once more.
+        """Save, and look at limits and signals, until the run stops; then end the threads.
 
         Returns:
             the threads that have ended.
         """
-        run, display = self.run, self.display
-        with display:
-            try:
-                while not run.coordinator.wait_for_stop(display.PERIOD):
-                    if self.signals:
-                        run.stop(self.signals.name())
-                        break
-                    self.step()
-            finally:
-                run.coordinator.request_stop()
-                stop_workers(threads, self.actors)
-                checkpoint = run.globalnet.snapshot(run, self.workers, last=True)
-                self.actors.close()
-                self.folder.write(run.episodes, run.take_measured(), plot_now=True)
-                self.kept = checkpoint and self.keep(checkpoint)
-                display.refresh()
+        run = self.run
+        try:
+            while not run.coordinator.wait_for_stop(self.PERIOD):
+                if self.signals:
+                    run.stop(self.signals.name())
+                    break
+                self.step()
+        finally:
+            run.coordinator.request_stop()
+            stop_workers(threads, self.actors)
+            checkpoint = run.globalnet.snapshot(run, self.workers, last=True)
+            self.actors.close()
+            self.folder.write(run.episodes, run.take_measured(), plot_now=True)
+            self.kept = checkpoint and self.keep(checkpoint)
+            self.display = None
+            self.output.show(None)
         return [thread for thread in threads if not thread.is_alive()]
 
     def step(self):
-        """Do what is due: look at limits, show, write, save."""
+        """Do what is due: look at limits, write, save."""
         run, folder = self.run, self.folder
         run.look_at_limits()
         self.attend()
-        self.display.refresh()
         folder.write(run.episodes, run.take_measured())
         if time.monotonic() - self.saved > self.autosave:
             self.save()
         if self.window:
-            self.window.refresh(run.episodes)
+            run.notices.extend(self.window.look())
 
     def attend(self):
         """Do what a cluster's chief has to do besides."""
@@ -96,6 +112,9 @@ class Supervisor:
     def keep(self, checkpoint):
         """Write a checkpoint, with the curve and the settings. Return whether that was possible."""
         run, about = self.run, checkpoint.about
+        if not all(map(checkpoints.sane, checkpoint.arrays.values())):
+            run.fail(DIVERGED.format(what="a weight", T=about["agent_steps"]))
+            return False
         self.folder.write(run.episodes)  # scores.csv is never behind a checkpoint
         episodes = run.episodes[: about["games"]]
         checkpoint.arrays.update(curve_arrays(episodes))
@@ -112,21 +131,34 @@ class Supervisor:
         Returns:
             the exit status.
         """
-        run, path = self.run, self.folder.path
+        run, path, notices = self.run, self.folder.path, self.run.notices
         games, steps = f"{len(run.episodes):,} games", f"{run.agent_steps:,} steps"
         played = f"{games}, {steps} in {duration(run.seconds())}"
-        self.console.print(f"{run.stopped_because}: {played}; curve in {path}/reward.png")
+        notices.append(f"{run.stopped_because}: {played}; curve in {path}/reward.png")
         status = self.signals.status()
+        if run.failure:
+            notices.append(Complaint(run.failure))
+            status = 1
         if not self.kept:
-            print(
-                f"a3c_pong.py: the last checkpoint could not be written to {path}: "
-                "a resumed run goes on from the one before",
-                file=sys.stderr,
-            )
+            notices.append(Complaint(NOT_KEPT.format(path=path)))
             status = 1
         if self.window and set(self.signals) <= {signal.SIGINT}:
-            self.window.leave_standing(run.episodes, self.signals)
+            self._leave_standing()
+        if self.window:
+            self.window.close()
+        self.output.end()
         return status
+
+    def _leave_standing(self):
+        """Show the final plot, as the chapter does, until it is closed or a signal comes."""
+        window, received = self.window, len(self.signals)
+        self.run.notices.extend(window.look())
+        if window.open:
+            window.draw_now()
+            self.run.notices.append("the plot stands until its window is closed, or Ctrl-C")
+        while window.open and len(self.signals) == received:
+            time.sleep(0.05)
+            self.run.notices.extend(window.look())
 
 
 def stop_workers(threads, actors):

@@ -270,6 +270,38 @@ def start():
     )
 
 
+def ending():
+    """Seconds from SIGTERM to the end, with the output to a file and where nobody reads it."""
+    os.environ.update(TERM="xterm-256color", PYTHONIOENCODING="utf-8")
+
+    def nowhere(columns):
+        _, programs = pty.openpty()
+        termios.tcsetwinsize(programs, (50, columns))
+        return programs
+
+    outputs = {
+        "a file": lambda folder: open(f"{folder}/log", "w"),
+        "a pipe nobody reads": lambda folder: os.pipe()[1],
+        "a terminal nobody reads, lines": lambda folder: nowhere(80),
+        "a terminal nobody reads, the game": lambda folder: nowhere(120),
+    }
+    for name, output in outputs.items():
+        seconds = []
+        for _ in range(ROUNDS):
+            with tempfile.TemporaryDirectory() as folder:
+                command = [sys.executable, ROOT / "a3c_pong.py", "--run-dir", f"{folder}/run"]
+                written = output(folder)
+                run = subprocess.Popen(command, stdout=written, stderr=written)
+                while not os.path.exists(f"{folder}/run/scores.csv"):
+                    time.sleep(0.1)
+                time.sleep(10)
+                began = time.perf_counter()
+                run.terminate()
+                run.wait()
+                seconds.append(time.perf_counter() - began)
+        print(f"{name}: median {statistics.median(seconds):.1f} s, at most {max(seconds):.1f}")
+
+
 SAVING = """if True:
     import contextlib, sys, time
     import a3c_pong
@@ -396,6 +428,7 @@ PARTS = dict(
     events=events,
     memory=memory,
     start=start,
+    ending=ending,
     saving=saving,
     resuming=resuming,
 )

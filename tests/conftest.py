@@ -4,11 +4,13 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 
 import pytest
 from program import ROOT, Program, Screen
 
 import a3c_pong
+from runtime.cores import allowed_cores
 
 # nohup and a shell's background ignore them, and so would the programs that the tests send them to
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -25,7 +27,7 @@ def tf():
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
     """How many processes run tests: two more than cores, as a test waits for its programs."""
-    return min(4, len(os.sched_getaffinity(0)) + 2)
+    return min(4, len(allowed_cores()) + 2)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -86,3 +88,15 @@ def screen(tmp_path):
     finally:
         screen.process.kill()
         screen.process.wait()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a file system of 110 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=110m", "none", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a file system is not permitted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -19,7 +19,7 @@ class InProcess(Launch):
     At the end of a `with` its actors are gone.
     """
 
-    folder = None
+    folder = output = None
 
     def __init__(self, settings, workers=1, dtype="float32", seed=None, play=True):
         """play: whether actors are started; else there are only their workers' networks."""

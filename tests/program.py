@@ -50,7 +50,9 @@ class Program:
         environment = {name: value for name, value in os.environ.items()
                        if name not in ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")}  # fmt: skip
         self.mark = f"TEST_FOLDER={folder}"  # which its actors inherit, whoever their parent is
-        environment.update(variables, TEST_FOLDER=str(folder), PYTHONPATH=str(ROOT))
+        path = [os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else []
+        environment.update(TEST_FOLDER=str(folder), PYTHONPATH=":".join([*path, str(ROOT)]))
+        environment.update(variables)
         if not {"--run-dir", "--resume", "--help", "--draw", "--play", "--evaluate"} & set(options):
             options = ["--run-dir", str(folder / "run"), *options]
         with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
@@ -129,6 +131,15 @@ def kill(process_id):
         os.kill(process_id, signal.SIGKILL)
     except ProcessLookupError:
         pass
+
+
+def fill(file):
+    """Fill the rest of a file system with a file."""
+    with contextlib.suppress(OSError), open(file, "wb", buffering=0) as filler:
+        for size in (2**20, 2**12, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    filler.write(bytes(size))
 
 
 def read_picture(path):

@@ -1,7 +1,6 @@
 """What a run has learned, watched, recorded and measured: the real script, the real emulator."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -17,6 +16,7 @@ import pong_actor
 from a3c_pong import PRESETS, Settings
 from runtime import checkpoints, command_line, playback
 from runtime.actors import PongActor
+from runtime.cores import allowed_cores
 
 SCRIPT = str(ROOT / "a3c_pong.py")
 
@@ -114,9 +114,7 @@ def test_an_evaluation_is_what_its_protocol_says_whatever_the_cores(start, run_f
     assert protocol.items() >= expected.items()
     assert all(f"{name}: {value}" in run.out.splitlines() for name, value in protocol.items())
 
-    one_core = f"import os, sys; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}}); "
-    one_core += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-    again = start(*evaluate, program=("-c", one_core, SCRIPT))
+    again = start(*evaluate, command=("taskset", "-c", str(allowed_cores()[0])))
     assert again.wait() == 0
     assert (run_folder / name).read_text() == text
     assert again.out == run.out.replace("written: ", "replaced: ")
@@ -197,7 +195,7 @@ def test_a_gif_shows_the_first_seconds_of_a_game_at_real_speed(start, run_folder
     run = start(*options)
     assert run.wait() == 0
     assert run.err == ""
-    assert run.out.splitlines()[-1] == "film.gif: 5.0 s, 0.0 MB, with --seed 3"
+    assert run.out.splitlines()[-1] == "film.gif: 5.0 s, 13 KB, with --seed 3"
     assert (run.folder / "film.gif").stat().st_size < 100_000
     assert files_in(run.folder) == ["err", "film.gif", "out"]
 
@@ -299,6 +297,12 @@ def test_an_agent_plays_in_a_window_until_it_is_closed_or_ctrl_c(start, screen, 
         ]
 
     assert wait_until(lambda: all("Ctrl-C ends it" in run.out for run in (closed, stopped)))
+    assert wait_until(lambda: len(screen.windows("Learning Environment")) == 2)
+    windows = screen.windows("Learning Environment")
+    places = {screen.ask("getwindowgeometry", window).split("\n")[1] for window in windows}
+    assert len(places) == 2  # the second does not cover the first
+    for window in windows:
+        assert "step-000001234.npz: W_0 - " in screen.ask("getwindowname", window)
     stopped.signal(signal.SIGINT)
     assert stopped.wait() == 130
     shown = wait_until(courts)  # which the other may have covered

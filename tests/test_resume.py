@@ -1,6 +1,5 @@
 """A run goes on where it stopped, whatever stopped it: the real script, killed, filled, damaged."""
 
-import contextlib
 import csv
 import json
 import os
@@ -14,7 +13,7 @@ import time
 
 import numpy as np
 import pytest
-from program import HEADER, ROOT, save_agent, wait_until
+from program import HEADER, ROOT, fill, save_agent, wait_until
 
 import a3c_pong
 from runtime import checkpoints
@@ -135,6 +134,9 @@ def test_a_q_method_goes_on_with_its_target_its_epsilon_and_the_action_chosen_ah
     resumed = start("--resume", str(run), "--max-steps", "2400")
     assert straight.wait() == resumed.wait() == 0
     assert_gone_on_exactly(run, straight.folder / "run")
+    ((worker, final),) = json.loads((run / "config.json").read_text())["final_epsilons"].items()
+    assert worker == "W_0" and final in (0.1, 0.01, 0.5)
+    assert f"epsilons fall from 1 to {final:g} (1 of them)\n" in straight.out
 
 
 @pytest.mark.slow
@@ -325,7 +327,8 @@ def test_damaged_checkpoints_are_named_and_the_one_before_is_used(start, run):
     assert program.wait() == 0
     assert program.err == ""
     out = program.out.splitlines()
-    assert out[1].startswith(f"{cut} is damaged") and out[2].startswith(f"{flipped} is damaged")
+    assert out[0].startswith(f"{cut} is damaged") and out[1].startswith(f"{flipped} is damaged")
+    assert out[2].startswith("1 workers on ")
     assert out[3].startswith(f"going on from {good}: {games} games, ")
     assert len(rows_of(run)) == newest(run)[1]["games"]
     assert {path.name for path in cut.parent.glob("bad-*")} == {
@@ -368,7 +371,7 @@ def test_a_config_of_another_version_is_understood(start, half, tmp_path):
     assert f"{run}/config.json does not say beta: it is 0.0001\n" in program.out
     assert f"{run}/config.json does not say autosave_minutes: it is 3.0\n" in program.out
     assert f"{run}/config.json says colour, which is no setting: left out\n" in program.out
-    assert "no view of W_0's game: the output is no terminal" in program.out
+    assert "W_0's game is not shown: the output is no terminal" in program.out
     settings = json.loads((run / "config.json").read_text())["settings"]
     assert settings["beta"] == 0.0001 and "colour" not in settings and settings["seed"] == 5
 
@@ -414,27 +417,6 @@ def test_the_second_run_on_a_folder_is_refused(start):
 # ------------------------------------------------------------------------------------ the world
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A folder on a file system of 110 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=110m", "none", str(folder)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a file system is not permitted here")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(file):
-    """Fill the rest of a file system with a file."""
-    with contextlib.suppress(OSError), open(file, "wb", buffering=0) as filler:
-        for size in (2**20, 2**12, 1):
-            with contextlib.suppress(OSError):
-                while True:
-                    filler.write(bytes(size))
-
-
 @pytest.mark.slow
 def test_on_a_full_disk_training_goes_on_and_nothing_is_lost(start, small_disk):
     run, filler = small_disk / "run", small_disk / "filler"
@@ -470,7 +452,7 @@ def test_on_a_full_disk_training_goes_on_and_nothing_is_lost(start, small_disk):
 
 def test_no_row_is_torn_where_the_disk_is_full(small_disk):
     notices, settings = [], {"run_dir": str(small_disk / "run")}
-    folder = RunFolder.new(settings, notices)
+    folder = RunFolder.new(small_disk / "run", settings, {}, notices)
     episodes = [Episode(k, "W_0", k, k / 7, -21, -40.0, -20.5, -39.5)
                 for k in range(3000)]  # fmt: skip
     folder.write(episodes[:10])
@@ -520,7 +502,7 @@ def test_a_jump_of_the_clock_changes_nothing(start, tmp_path):
 
 
 def test_the_best_checkpoint_is_that_of_the_highest_running_score(tmp_path):
-    folder = RunFolder.new({"run_dir": str(tmp_path / "run")}, [])
+    folder = RunFolder.new(tmp_path / "run", {"run_dir": "run"}, {}, [])
     for games, score in ((99, -1.0), (100, -18.0), (101, -17.0), (102, -19.0)):
         about = dict(agent_steps=games * 1000, games=games, running_score=score)
         assert folder.write_checkpoint(Checkpoint({"x": np.zeros(2)}, about))

@@ -31,6 +31,7 @@ from program import (
 import a3c_pong
 from a3c_pong import PRESETS, Settings
 from runtime import command_line
+from runtime.cores import allowed_cores, usable_cores
 from runtime.global_network import GlobalNetwork
 from runtime.run import Run
 
@@ -46,7 +47,7 @@ def test_three_games_leave_three_lines_a_table_a_picture_and_the_settings(start)
     assert run.err == ""
     rows, games = run.rows(), run.games()
     assert [game[1] for game in games] == ["0", "1", "2"]
-    assert len(run.out.splitlines()) == 1 + 3 + 1
+    assert len(run.out.splitlines()) == 3 + 3 + 1
     assert [row["episode"] for row in rows] == ["0", "1", "2"]
     assert [(row["worker"], row["score"]) for row in rows] == [(g[0], g[3]) for g in games]
     assert {row["worker"] for row in rows} <= {"W_0", "W_1"}
@@ -365,11 +366,11 @@ def test_what_has_no_file_to_name_is_said_without_one(start):
 
 
 def test_there_is_a_worker_for_each_core_that_may_be_used(start):
-    core = str(min(os.sched_getaffinity(0)))
+    core = str(allowed_cores()[0])
     options = "--preset", "rally", "--gamma", "0.5", "--max-steps", "500"
     run = start(*options, command=("taskset", "-c", core))
     assert run.wait() == 0
-    assert run.out.startswith("1 workers on 1 cores, ")
+    assert run.out.startswith("1 workers on 1 cores\n")
     settings = json.loads((run.folder / "run" / "config.json").read_text())["settings"]
     expected = {**PRESETS["rally"], "preset": "rally", "gamma": 0.5, "max_steps": 500}
     assert settings.items() >= expected.items()
@@ -484,7 +485,7 @@ def test_a_window_shows_the_game_and_its_closing_ends_neither_run_nor_worker(sta
     if HAS_TKINTER:
         assert wait_until(lambda: screen.windows("A3C on Pong"))
     assert wait_until(run.games)
-    assert run.out.startswith(f"3 workers on {len(os.sched_getaffinity(0))} cores, ")
+    assert run.out.startswith(f"3 workers on {usable_cores()} cores; the chapter's")
     assert len(run.actors()) == 3
 
     def court_is_seen():

@@ -1,0 +1,209 @@
+"""Output and windows may fail or hang; training, saving, limits and signals may not."""
+
+import contextlib
+import fcntl
+import importlib.util
+import os
+import pathlib
+import pty
+import re
+import signal
+import subprocess
+import sys
+import termios
+import time
+
+import pytest
+from program import HANGS, ROOT, Screen, fill, read_picture, save_agent, wait_until
+
+from runtime import checkpoints
+
+HAS_TKINTER = importlib.util.find_spec("_tkinter") is not None
+
+
+def saves_on(folder):
+    """Whether a run in this folder takes checkpoint after checkpoint."""
+    first = checkpoints.paths(folder)
+    return wait_until(lambda: set(checkpoints.paths(folder)) - set(first))
+
+
+# -------------------------------------------------------------------------------------- the output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("columns", [80, 120], ids=["lines", "game"])
+def test_a_terminal_that_nobody_reads_stops_neither_saving_nor_signals(tmp_path, columns, number):
+    ours, programs = pty.openpty()
+    termios.tcsetwinsize(programs, (50, columns))
+    run = tmp_path / "run"
+    options = ["--run-dir", str(run), "--autosave-minutes", "0.02", "--num-workers", "2"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "a3c_pong.py"), *options],
+        stdin=programs, stdout=programs, stderr=programs,
+        env=dict(os.environ, TERM="xterm-256color", PYTHONIOENCODING="utf-8"),
+    )  # fmt: skip
+    try:
+        read = b""
+        while b"Ctrl-C stops" not in read:  # the last that is read
+            read += os.read(ours, 4096)
+        full = lambda: unread(ours) and unread(ours) == unread(ours, wait=0.5)
+        assert wait_until(full)
+        assert saves_on(run) and saves_on(run)
+        process.send_signal(number)
+        assert process.wait(HANGS) == 0
+    finally:
+        process.kill()
+        os.close(ours)
+        os.close(programs)
+    last = checkpoints.load_newest(run).about
+    assert last["games"] == len((run / "scores.csv").read_text().splitlines()) - 1
+    assert read_picture(run / "reward.png").size
+
+
+def unread(terminal, wait=0.0):
+    """The number of bytes that can be read from a terminal, after so many seconds."""
+    time.sleep(wait)
+    content = fcntl.ioctl(terminal, termios.FIONREAD, b"1234")
+    return int.from_bytes(content, sys.byteorder)
+
+
+@pytest.mark.slow
+def test_a_full_pipe_and_a_limit(start, tmp_path):
+    """Nobody reads from the beginning; and the pipe is small."""
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"x")
+    os.set_blocking(writing, True)
+    options = ["--run-dir", str(tmp_path / "run"), "--max-minutes", "0.05"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "a3c_pong.py"), *options], stdout=writing, stderr=writing
+    )
+    assert process.wait(HANGS) == 0
+    assert checkpoints.load_newest(tmp_path / "run").about["seconds"] >= 3
+    os.close(reading)
+    os.close(writing)
+
+
+@pytest.mark.slow
+def test_output_to_a_full_disk_fails_alone_and_is_said(start):
+    script = str(ROOT / "a3c_pong.py")
+    full = 'exec "$0" "$@" > /dev/full'
+    run = start("--max-global-episodes", "3", program=("-c", SHELL, full, script))
+    silent = start("--max-global-episodes", "3", program=("-c", SHELL, full + " 2>&1", script))
+    assert run.wait() == silent.wait() == 0
+    said = "a3c_pong.py: the output fails: No space left on device; the run goes on\n"
+    assert run.err == said and silent.err == ""
+    assert len(run.rows()) == len(silent.rows()) == 3
+    assert checkpoints.load_newest(silent.folder / "run").about["games"] == 3
+
+
+SHELL = """import os, sys
+os.execvp("sh", ["sh", "-c", sys.argv[1], sys.executable, *sys.argv[2:]])
+"""
+
+
+@pytest.mark.slow
+def test_a_log_whose_disk_was_full_for_a_while_says_that_lines_are_missing(small_disk, start):
+    script, log, filler = str(ROOT / "a3c_pong.py"), small_disk / "log", small_disk / "filler"
+    run = start("--num-workers", "2", program=("-c", SHELL, f'exec "$0" "$@" >> {log}', script))
+    assert wait_until(lambda: "W_" in log.read_text() if log.exists() else False)
+    fill(filler)
+    assert wait_until(lambda: "the output fails: No space left" in run.err)
+    filler.unlink()
+    assert wait_until(lambda: "(lines are missing here: No space left" in log.read_text())
+    run.signal(signal.SIGTERM)
+    assert run.wait() == 0
+    assert re.search(r"^SIGTERM: \d+ games, ", log.read_text(), re.M)
+
+
+@pytest.mark.slow
+def test_weights_that_diverge_end_the_run_with_a_clear_line(start):
+    run = start("--num-workers", "1", "--lr-actor", "1e30")
+    assert run.wait() == 1
+    first, second = run.err.splitlines()
+    assert re.match(r"a3c_pong.py: after [\d,]+ steps a weight is NaN, infinite or huge", first)
+    assert "the last checkpoint could not be written" in second
+    assert run.out.splitlines()[-1].startswith("failed: ")
+    assert checkpoints.paths(run.folder / "run") == []
+
+
+# ------------------------------------------------------------------------------------- the windows
+
+
+def plot_process(run):
+    """The process id of a run's plot, or None."""
+    for process in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (process / "cmdline").read_bytes().split(b"\0")
+            if b"runtime.plot_window" in command and str(run.folder).encode() in b"".join(command):
+                return int(process.name)
+    return None
+
+
+@pytest.mark.slow
+def test_a_screen_that_goes_away_takes_no_run_with_it(start, screen):
+    if not HAS_TKINTER:
+        pytest.skip("Python has no tkinter")
+    run = start("--num-workers", "1", DISPLAY=screen.name)
+    assert wait_until(lambda: screen.windows(f"{run.folder / 'run'}: A3C on Pong"))
+    assert screen.windows(f"{run.folder / 'run'}: W_0")
+    assert wait_until(run.games)
+    screen.process.kill()
+    assert wait_until(lambda: "the plot's window is gone" in run.out)
+    assert wait_until(lambda: "W_0's actor died" in run.out)
+    before = len(run.games())
+    assert wait_until(lambda: len(run.games()) > before + 2)
+    run.signal(signal.SIGINT)
+    assert run.wait() == 130
+    assert run.played()[0] == "Ctrl-C" and run.err == ""
+    assert checkpoints.load_newest(run.folder / "run").about["games"] == len(run.rows())
+
+
+@pytest.mark.slow
+def test_a_plot_that_hangs_is_given_up(start, screen):
+    """As a dialog of its toolkit would make it hang that answers no timer."""
+    if not HAS_TKINTER:
+        pytest.skip("Python has no tkinter")
+    run = start("--num-workers", "1", DISPLAY=screen.name)
+    assert wait_until(lambda: screen.windows("A3C on Pong"))
+    os.kill(plot_process(run), signal.SIGSTOP)
+    assert wait_until(lambda: "no window for the plot: the screen does not answer" in run.out)
+    assert wait_until(lambda: plot_process(run) is None)
+    run.signal(signal.SIGTERM)
+    assert run.wait() == 0
+    assert run.err == ""
+
+
+@pytest.mark.slow
+def test_a_screen_that_does_not_answer_is_said_and_the_run_begins(start, tmp_path):
+    folder = tmp_path / "screen"
+    folder.mkdir()
+    screen = Screen(folder)
+    agent = tmp_path / "agent"
+    save_agent(agent)
+    try:
+        screen.process.send_signal(signal.SIGSTOP)
+        run = start("--num-workers", "1", "--max-global-episodes", "1", DISPLAY=screen.name)
+        play = start("--play", str(agent), DISPLAY=screen.name)
+        assert run.wait() == 0
+        assert f"W_0's game is not shown: DISPLAY={screen.name} does not answer, and" in run.out
+        assert run.err == "" and len(run.rows()) == 1
+        assert play.wait() == 2
+        assert "the screen does not answer, and the output is no terminal" in play.err
+    finally:
+        screen.process.kill()
+        screen.process.wait()
+
+
+@pytest.mark.slow
+def test_a_backend_without_windows_is_named_and_the_run_ends(start, screen):
+    run = start("--num-workers", "1", DISPLAY=screen.name, MPLBACKEND="svg")
+    said = "no window for the plot: MPLBACKEND is svg, which opens none"
+    assert wait_until(lambda: said in run.out)
+    run.signal(signal.SIGINT)
+    assert run.wait() == 130
+    assert run.err == "" and "stands" not in run.out
