@@ -84,6 +84,10 @@ class Settings:
         "a3c: lambda of generalized advantage estimation [1 gives the chapter's returns]",
         between(0, 1),
     )
+    pull: Literal["after", "before"] = setting(
+        "after",
+        "when a worker pulls: after its update, or before it and not after it [chapter: after]",
+    )
     cut_at_points: bool = setting(False, "returns end at each point scored [chapter: no]")
     beta_power: float = setting(
         0.0,
@@ -549,10 +553,13 @@ class Worker:
                         buffer_r = learning_rewards(rollout, settings.lost_game_reward)  # the -20
                         v_target = self.returns(rollout, buffer_r)
                         game = self.add_up(rollout, buffer_r)
+                        if settings.pull == "before":  # the gradient is of the newest weights
+                            self.AC.pull_global(self.actor.policy)
                         figures = self.AC.update_global(
                             rollout, v_target, game, run.measuring_is_due()
                         )
-                        self.AC.pull_global(self.actor.policy)
+                        if settings.pull == "after":
+                            self.AC.pull_global(self.actor.policy)
                         # counts T; if a game ended, also global_running_rate and the chapter's line
                         T = run.count(len(buffer_r), game, figures)
                         if T % settings.target_steps < len(buffer_r):

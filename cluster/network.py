@@ -15,6 +15,8 @@ from cluster.parameters import Parameters
 from runtime.global_network import share_of_annealing
 from runtime.graph import make_callable, tf
 
+NEVER = 2**62  # an update's number, after which no row has changed
+
 
 class RemoteNetwork:
     """The global network on parameter servers."""
@@ -124,6 +126,8 @@ class RemoteConnection:
         self._copy = make_callable(session, copies, fed)
         self.nothing = np.empty(0, np.int32), np.empty([0, params.kernel.shape[1]], np.float32), []
         self.incarnation, self.answer = 0, None
+        # if a worker pulls before its update, the answer to its last one is too old by then
+        self.keeps_answer = globalnet.settings.pull == "after"
         self.start_anew()
 
     def start_anew(self):
@@ -156,13 +160,15 @@ class RemoteConnection:
         records = [[field] for field in game] if game else ([], [], [])
         kinds = object, np.int64, np.float64
         ended = (np.array(record, kind) for record, kind in zip(records, kinds))
-        fed = rows, *gradients, annealed, np.int64(steps), *ended, np.int64(self.pulled_at - 1)
-        self.answer = self.link.exchange(np.int64(self.incarnation), *fed)
-        if self.answer:
-            T, _, beta, *self.answer = self.answer
+        since = self.pulled_at - 1 if self.keeps_answer else NEVER
+        fed = rows, *gradients, annealed, np.int64(steps), *ended, np.int64(since)
+        answer = self.link.exchange(np.int64(self.incarnation), *fed)
+        if answer:
+            T, _, beta, *answer = answer
             globalnet.saw(int(T), self.incarnation)
             if globalnet.beta_is_told:
                 globalnet.beta = float(beta)
+        self.answer = answer if self.keeps_answer else None
         return figures
 
     def pull(self):

@@ -6,6 +6,7 @@ import sys
 import traceback
 
 from runtime.graph import tf
+from runtime.signals import status_of
 
 serving = False  # whether this process has a server
 kept = []  # this process' server and sessions, for they cannot be taken apart without noise
@@ -33,6 +34,8 @@ def leaving():
     """
     try:
         yield
+    except KeyboardInterrupt as end:  # a signal before the run had anything to end
+        sys.exit(status_of(end.args))
     except BaseException as end:
         if not serving:
             raise

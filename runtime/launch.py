@@ -14,7 +14,7 @@ from runtime.curve import curve_of
 from runtime.display import duration
 from runtime.global_network import GlobalNetwork
 from runtime.output import OutputThread
-from runtime.run_folder import InUse, RunFolder, new_path
+from runtime.run_folder import InUse, RunFolder, have_temporary_folder, new_path
 from runtime.supervisor import Supervisor
 from runtime.windows import PlotWindow, window_of
 
@@ -113,6 +113,7 @@ class Launch(Starting):
         """
         with user_errors():
             self.path = self.folder.path if self.folder else new_path(self.settings.run_dir)
+            have_temporary_folder(self.path)
             self.actors = new_actors(self.settings, policy_units, ahead)
             if self.checkpoint:  # other games for workers that have none to continue
                 self.actors.started = self.checkpoint.about["actors_started"]

@@ -17,7 +17,8 @@ import time
 from runtime import plots
 from runtime.curve import read_curve
 
-REDRAWN_EVERY = 5  # seconds; drawing takes the workers' time
+REDRAWN_EVERY = 5  # seconds
+SHARE = 0.05  # of a core, at most, for drawing: it takes the workers' time
 
 
 def why_no_window(pyplot):
@@ -48,20 +49,22 @@ def main():
     if why_not := why_no_window(pyplot):
         say(f"!no window for the plot: {why_not}")
         return
-    figure = pyplot.figure(window["title"], figsize=(4.5, 4.5), layout="constrained")
+    figure = pyplot.figure(window["title"], figsize=(4, 4.5), layout="constrained")
     place(figure, window["shift"])
-    plot, drawn = plots.CurvePlot(figure), -REDRAWN_EVERY
+    plot, due = plots.CurvePlot(figure), 0.0
 
     def step():
-        nonlocal drawn
+        nonlocal due
         say("answers")
         asked = select.select([0], [], [], 0)[0]
         if asked and not os.read(0, 64):  # the run's process is gone
             pyplot.close(figure)
-        elif asked or time.monotonic() - drawn > REDRAWN_EVERY:
+        elif asked or time.monotonic() > due:
+            began = time.monotonic()
             plot.update(read_curve(folder)[1])
-            figure.canvas.draw_idle()
-            drawn = time.monotonic()
+            figure.canvas.draw()
+            now = time.monotonic()
+            due = now + max(REDRAWN_EVERY, (now - began) / SHARE)
 
     timer = figure.canvas.new_timer(500)  # milliseconds; it runs while a dialog is open, too
     timer.add_callback(step)
@@ -82,8 +85,8 @@ def place(figure, shift):
     tk = getattr(figure.canvas.manager, "window", None)
     if hasattr(tk, "wm_geometry"):
         width, height = tk.winfo_screenwidth(), tk.winfo_screenheight()
-        x, y = min(width // 2 + 220, width - 470), height // 2 - 250
-        tk.wm_geometry(f"+{max(0, x + shift)}+{max(0, y + shift)}")
+        x, y = min(width // 2 + 220 + shift, width - 410), height // 2 - 250 + shift
+        tk.wm_geometry(f"+{max(0, x)}+{max(0, y)}")
 
 
 if __name__ == "__main__":

@@ -61,6 +61,20 @@ def new_path(run_dir):
     return path
 
 
+def have_temporary_folder(path):
+    """If none of the usual temporary folders can be written, have one beside a run's path.
+
+    TensorFlow asks for one when it is imported, and fails without.
+    """
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        for folder in pathlib.Path("/dev/shm"), *path.absolute().parents:
+            if os.access(folder, os.W_OK):
+                tempfile.tempdir = str(folder)
+                return
+
+
 def another_path(path):
     """Make a new folder with this name or the next like it, which no other run can get."""
     for name in [path] + [path.with_name(f"{path.name}_{k}") for k in range(2, 100)]:

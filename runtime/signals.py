@@ -30,7 +30,7 @@ class Signals(list):
             os.dup2(nowhere, 1)
             os.dup2(nowhere, 2)
         if self.starting:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
 
     def name(self):
         """Return the first signal's name, as the user knows it."""
@@ -39,7 +39,12 @@ class Signals(list):
 
     def status(self):
         """Return the exit status they make: 130 for Ctrl-C, as in shells, else 0."""
-        return 130 if self[:1] == [signal.SIGINT] else 0
+        return status_of(self)
+
+
+def status_of(numbers):
+    """Return the exit status that signals make, of which the first counts."""
+    return 130 if list(numbers[:1]) == [signal.SIGINT] else 0
 
 
 def when_suspended(handle):

@@ -29,8 +29,8 @@ def free_place():
     if held:
         return held[0][0]
     for number in range(10):
-        path = pathlib.Path(tempfile.gettempdir(), f"a3c_pong-{os.getuid()}-window-{number}")
-        with contextlib.suppress(OSError):  # it is held, or there are no locks here
+        with contextlib.suppress(OSError):  # it is held; or no file or no lock is to be had here
+            path = pathlib.Path(tempfile.gettempdir(), f"a3c_pong-{os.getuid()}-window-{number}")
             file = open(path, "w")
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             held.append((number, file))

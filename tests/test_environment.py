@@ -78,6 +78,36 @@ def test_it_trains_quietly_in_a_strange_environment(start, tmp_path):
     assert (run.folder / "läufe" / "reward.png").exists()
 
 
+# In a mount namespace of its own; arguments: the volume, and the program with its options.
+READ_ONLY = """
+mount --make-rprivate / || exit 77
+for mount in /dev/shm /tmp /; do
+    mountpoint -q $mount && { mount -o remount,ro,bind $mount || exit 77; }
+done
+mount -t tmpfs none "$1" || exit 77
+cd /
+touch /tmp/file "$HOME/file" 2> /dev/null && exit 77
+shift
+exec "$@"
+"""
+
+
+@pytest.mark.slow
+def test_it_runs_where_nothing_but_its_volume_can_be_written(start, tmp_path):
+    if os.geteuid() or not shutil.which("unshare"):
+        pytest.skip("mounting a file system is not permitted here")
+    (tmp_path / "volume").mkdir()
+    options = "--run-dir", str(tmp_path / "volume" / "run"), "--max-global-episodes", "1"
+    alone = "unshare", "-m", "bash", "-c", READ_ONLY, "bash", str(tmp_path / "volume")
+    run = start(*options, "--num-workers", "1", command=alone)
+    if run.wait() == 77:
+        pytest.skip("file systems cannot be made read-only here")
+    assert run.wait() == 0
+    assert run.err == ""
+    assert len(run.games()) == 1 and run.played()[0] == "1 games played"
+    assert "cannot write" not in run.out
+
+
 @pytest.mark.slow
 def test_too_little_memory_for_tensorflow_is_said_and_leaves_no_folder(start):
     run = start("--num-workers", "1", command=("prlimit", f"--as={1_500_000_000}"))

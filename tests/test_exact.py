@@ -1,5 +1,6 @@
 """The sparse path computes what the chapter's dense graph computes."""
 
+import os
 import threading
 
 import numpy as np
@@ -10,6 +11,7 @@ from in_process import GAME, InProcess, new_policies
 import a3c_pong
 import pong_actor
 from runtime.actors import PongActor
+from runtime.cores import allowed_cores
 from runtime.graph import make_callable, new_session
 from runtime.optimizer import RowLog, RowRMSProp
 
@@ -69,6 +71,7 @@ class Sparse:
         self.locals[worker].pull_global(self.policies[worker])
 
     def values(self, net):
+        """Name -> array of a network's weights; self: anything with a session."""
         params = net.params
         names = "kernel", "ab1", "aw2", "ab2", "cb1", "cw2", "cb2"
         values = dict(zip(names, self.session.run([params.kernel, *params.others()])))
@@ -168,6 +171,49 @@ def test_two_workers_interleaved_updates_equal_the_dense_graph(tf, rollouts, dou
         if order.random() < 0.6:
             pull_both(sparse, reference, worker)
     assert_equal(sparse, reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pull", ["after", "before"])
+def test_a_worker_pulls_when_it_is_told_to(tf, pull):
+    """A real worker's play and updates, repeated by the dense graph."""
+    settings, played = a3c_pong.Settings(max_steps=1000, pull=pull, gamma=0.99, lr_actor=1e-3), []
+    with InProcess(settings, seed=4) as launch:
+        run, (worker,) = launch.build()
+        values = lambda: Sparse.values(run.globalnet, run.globalnet)
+        reference, play = DenseA3C(tf, values(), 1, settings), worker.play
+
+        def noted():
+            policy = worker.actor.policy.kernel.copy(), worker.actor.policy.head_bias.copy()
+            rollout = play()
+            played.append((policy, copied(rollout)))
+            return rollout
+
+        worker.play = noted
+        cores = allowed_cores()
+        worker.work()
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, cores)
+        assert run.agent_steps == 1000
+    pushed = [reference.global_values()[0]]
+    for number, (policy, rollout) in enumerate(played):
+        # of the weights after all updates, or after all but the last
+        expected = pushed[max(0, number - (pull == "before"))]
+        for mine, name in zip(policy, ("aw1", "ab2")):
+            np.testing.assert_allclose(mine, expected[name], rtol=1e-4, atol=1e-6)
+        states, rewards = dense(rollout), a3c_pong.learning_rewards(rollout, -20)
+        if pull == "before":
+            reference.pull_global(0)
+        step = states[:-1], states[-1], rollout.actions, rewards, rollout.terminal
+        reference.update_global(0, *step)
+        if pull == "after":
+            reference.pull_global(0)
+        pushed.append(reference.global_values()[0])
+    assert len(pushed) > 50
+    moved = np.abs(pushed[-1]["ab2"] - pushed[-2]["ab2"]).max()
+    assert moved > 1e-4  # so that an update more or less is seen
+    for name, mine in values().items():
+        np.testing.assert_allclose(mine, pushed[-1][name], rtol=1e-4, atol=1e-6)
 
 
 def paddles_of_two_steps(rollout):
