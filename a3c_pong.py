@@ -286,7 +286,8 @@ class ActorCriticNetwork:
                 self.c_grads = tf.gradients(self.c_loss, self.c_params)
                 # the kernel has columns of both networks, so its gradient comes from both losses
                 losses = [self.a_loss, self.c_loss]
-                (self.kernel_grad,) = tf.gradients(losses, [self.kernel_rows])  # [U, 400]
+                (self.pixels_grad,) = tf.gradients(losses, [self.pixels])  # [T + 1, 400]
+                self.kernel_grad = tf.matmul(self.s, self.pixels_grad, transpose_a=True)  # [U, 400]
 
         figures = {  # for TensorBoard
             "policy_loss": feeds.mean(self.a_loss),
@@ -297,16 +298,17 @@ class ActorCriticNetwork:
             ),
         }
         with tf.name_scope("sync"):  # push: the gradients; pull: into self.params
-            push = globalnet.push_rows(feeds.rows, self.kernel_grad)  # by its row-wise RMSProp
+            # the kernel's gradient, by its row-wise RMSProp; a cluster sends the two factors
+            push = globalnet.push_rows(feeds.rows, self.s, self.pixels_grad)
             push += globalnet.push("actor_network", self.a_grads)  # by actor_train
             push += globalnet.push("critic_network", self.c_grads)  # by critic_train
             self.sync = globalnet.connect(self.params, feeds.placeholders(), push, figures)
 
     def _build_net(self):
         """Return a_prob [T + 1, actions], v [T + 1, 1], and the parameters but for the kernel."""
-        self.kernel_rows = tf.gather(self.params.kernel, self.feeds.rows)  # [U, 400]
+        self.pixels = self.s @ tf.gather(self.params.kernel, self.feeds.rows)  # [T + 1, 400]
         units = [self.POLICY_UNITS, self.CRITIC_UNITS]
-        a_pixels, c_pixels = tf.split(self.s @ self.kernel_rows, units, axis=1)
+        a_pixels, c_pixels = tf.split(self.pixels, units, axis=1)
         a_params = self.params.heads["actor_network"]
         c_params = self.params.heads["critic_network"]
         logits = two_layers(a_pixels, *a_params)
@@ -332,7 +334,7 @@ class ActorCriticNetwork:
             a dict of name -> number if it was measured, else None.
         """
         feed_dict = self.feeds.values(rollout, returns, self.globalnet.beta)
-        return self.sync.push(rollout.rows, feed_dict, len(rollout.actions), game, measure)
+        return self.sync.push(rollout, feed_dict, game, measure)
 
     def pull_global(self, policy):  # run local
         """Copy what changed in the global network into the local one, and into the actor's policy.
@@ -383,25 +385,26 @@ class QNetwork:
             # the pseudo-code accumulates gradients over the steps: a sum
             self.feeds = feeds = RolloutFeeds(globalnet.dtype, sums=settings.loss != "mean")
             self.s, self.a_his = feeds.s, feeds.a_his
-            self.q, self.q_params = self._build_net(self.params)
-            self.target_q, _ = self._build_net(target)
+            self.q, pixels, self.q_params = self._build_net(self.params)
+            self.target_q, _, _ = self._build_net(target)
             self.v_target = feeds.v_target(self.bootstrap_values())
             self.q_loss = feeds.reduce(tf.square(self.v_target - self.taken(self.q)))
-            kernel_grad, *self.q_grads = tf.gradients(self.q_loss, self.q_params)
+            pixels_grad, *self.q_grads = tf.gradients(self.q_loss, [pixels, *self.q_params])
+            kernel_grad = tf.matmul(self.s, pixels_grad, transpose_a=True)  # [U, 300]
 
         figures = {
             "q_loss": feeds.mean(self.q_loss),
             "gradient_norm": tf.linalg.global_norm([kernel_grad, *self.q_grads]),
         }
-        push = globalnet.push_rows(feeds.rows, kernel_grad)
+        push = globalnet.push_rows(feeds.rows, self.s, pixels_grad)
         push += globalnet.push("q_network", self.q_grads)
         self.sync = globalnet.connect(self.params, feeds.placeholders(), push, figures, target)
 
     def _build_net(self, params):
-        """Return Q [T + 1, actions], and the parameters; of the kernel, the rollout's rows."""
-        kernel_rows = tf.gather(params.kernel, self.feeds.rows)  # [U, 300]
+        """Return Q [T + 1, actions], the first layer's product, and the parameters after it."""
+        pixels = self.s @ tf.gather(params.kernel, self.feeds.rows)  # [T + 1, 300]
         q_params = params.heads["q_network"]
-        return two_layers(self.s @ kernel_rows, *q_params), [kernel_rows, *q_params]
+        return two_layers(pixels, *q_params), pixels, q_params
 
     def taken(self, q):
         """Return Q of the action taken in each state, [T + 1, 1], from Q [T + 1, actions]."""

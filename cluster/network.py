@@ -62,9 +62,12 @@ class RemoteNetwork:
         """Return what is fetched to push gradients of a network: the gradients."""
         return list(gradients)
 
-    def push_rows(self, rows, gradient):
-        """Return what is fetched to push the gradient of rows of the kernel: the gradient."""
-        return [gradient]
+    def push_rows(self, rows, s, pixels_grad):
+        """Return what is fetched to push the gradient of rows of the kernel: one of its factors.
+
+        The other, the states, is known here. Their product has ten times the bytes.
+        """
+        return [pixels_grad]
 
     def connect(self, *how):
         """Return a worker's `RemoteConnection`; the arguments are its."""
@@ -134,15 +137,14 @@ class RemoteConnection:
         """Let the next pull take every row: the actor is a new one."""
         self.pulled_at = 0
 
-    def push(self, rows, feed_dict, steps, game, measure):
+    def push(self, rollout, feed_dict, game, measure):
         """Push the gradients of a rollout, and count its steps and the game it ended.
 
         The answer is kept for the next pull. A push that got no answer counts for nothing.
 
         Args:
-            rows: [U] int32, the rollout's.
+            rollout: a `pong_actor.Rollout`.
             feed_dict: list of values for `feeds`.
-            steps: the rollout's number of steps.
             game: None, or the `EndedGame` that ended with it.
             measure: whether to measure the update.
 
@@ -161,7 +163,8 @@ class RemoteConnection:
         kinds = object, np.int64, np.float64
         ended = (np.array(record, kind) for record, kind in zip(records, kinds))
         since = self.pulled_at - 1 if self.keeps_answer else NEVER
-        fed = rows, *gradients, annealed, np.int64(steps), *ended, np.int64(since)
+        steps = np.int64(len(rollout.actions))
+        fed = rollout.rows, rollout.states, *gradients, annealed, steps, *ended, np.int64(since)
         answer = self.link.exchange(np.int64(self.incarnation), *fed)
         if answer:
             T, _, beta, *answer = answer

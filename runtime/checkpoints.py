@@ -134,6 +134,7 @@ OLD_SETTINGS = {
     "max_episodes": "max_global_episodes",
     "steps_per_update": "global_iteration_update",
 }
+NEW_SETTINGS = {"pull": "after"}  # what earlier versions did, which did not have the setting
 # parts of an array's name, which are looked for in this order
 OLD_ARRAYS = {
     "W_0/globalnet/": "globalnet/",
@@ -145,7 +146,7 @@ OLD_ARRAYS = {
 
 def todays_settings(settings):
     """Return a dict of settings, written by any version, with today's names."""
-    return {OLD_SETTINGS.get(name, name): value for name, value in settings.items()}
+    return NEW_SETTINGS | {OLD_SETTINGS.get(name, name): v for name, v in settings.items()}
 
 
 def todays_array(name):

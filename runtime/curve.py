@@ -47,7 +47,8 @@ def read_curve(run_folder):
     """Read a run's curve.
 
     Returns:
-        the run's method and preset in words, and the list of `Episode` in its scores.csv.
+        the run's label in config.json, or its method and preset in words; and the list of
+        `Episode` in its scores.csv.
 
     Raises:
         OSError, ValueError: it cannot be read.
@@ -55,8 +56,10 @@ def read_curve(run_folder):
     folder, kinds = pathlib.Path(run_folder), Episode.__annotations__
     config, curve = (folder / name for name in ("config.json", "scores.csv"))
     try:
-        settings = json.loads(config.read_text())["settings"]
+        about = json.loads(config.read_text())
+        settings = about["settings"]
         method, preset = settings.get("method", "a3c"), settings.get("preset", "chapter")
+        label = about.get("label")
     except (ValueError, TypeError, KeyError, AttributeError):
         raise ValueError(f"{config} is not a run's: it has no settings") from None
     try:
@@ -65,4 +68,4 @@ def read_curve(run_folder):
         episodes = [Episode(*(kinds[name](row[name]) for name in kinds)) for row in rows]
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{curve} is not a run's curve, or damaged") from None
-    return method + (f", {preset}" if preset != "chapter" else ""), episodes
+    return label or method + (f", {preset}" if preset != "chapter" else ""), episodes

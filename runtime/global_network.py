@@ -135,8 +135,15 @@ class GlobalVariables:
         pairs = zip(gradients, self.params.heads[name])
         return [self.optimizers[name].apply_gradients(pairs)]
 
-    def push_rows(self, rows, gradient):
-        """Return operations that apply the gradient [U, units] of rows [U] of the kernel."""
+    def push_rows(self, rows, s, pixels_grad):
+        """Return operations that apply the gradient of rows of the kernel, `s^T @ pixels_grad`.
+
+        Args:
+            rows: [U] int32.
+            s: [T + 1, U], the states.
+            pixels_grad: [T + 1, units], the gradient of `s @ kernel`.
+        """
+        gradient = tf.matmul(s, pixels_grad, transpose_a=True)
         return self.kernel_train.apply_gradients(gradient, rows)
 
     def new_copy(self):
@@ -314,13 +321,13 @@ class Connection:
         """Let the next pull take every row: the actor is a new one."""
         self.pulled_at = 0
 
-    def push(self, rows, feed_dict, steps, game, measure):
+    def push(self, rollout, feed_dict, game, measure):
         """Push the gradients of a rollout.
 
         Args:
-            rows: [U] int32, the rollout's.
+            rollout: a `pong_actor.Rollout`.
             feed_dict: list of values for `feeds`.
-            steps, game: what a cluster counts in the same call; not used here.
+            game: what a cluster counts in the same call; not used here.
             measure: whether to measure the update.
 
         Returns:
@@ -329,12 +336,12 @@ class Connection:
         globalnet, figures = self.globalnet, None
         annealed = share_of_annealing(globalnet.settings, globalnet.T)
         fed = *feed_dict, np.float32(annealed)
-        globalnet.row_log.begin_update(rows, globalnet.catch_up)
+        globalnet.row_log.begin_update(rollout.rows, globalnet.catch_up)
         if measure:
             figures = dict(zip(self.figures, map(float, self._push_and_measure(*fed))))
         else:
             self._push(*fed)
-        globalnet.row_log.end_update(rows)
+        globalnet.row_log.end_update(rollout.rows)
         return figures
 
     def pull(self):

@@ -7,7 +7,7 @@ import signal
 import subprocess
 
 import pytest
-from program import ROOT, Program, Screen
+from program import SCRIPT, Program, Screen
 
 import a3c_pong
 from runtime.cores import allowed_cores
@@ -49,7 +49,7 @@ def starter(folder):
     """start(option, ...) starts the script; all its processes are gone after the `with`."""
     programs = []
 
-    def start(*options, program=(str(ROOT / "a3c_pong.py"),), command=(), **variables):
+    def start(*options, program=SCRIPT, command=(), **variables):
         programs.append(
             Program(folder / f"run{len(programs)}", options, program, variables, command)
         )

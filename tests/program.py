@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import os
 import pathlib
 import re
@@ -12,6 +13,7 @@ import time
 
 import matplotlib.image
 import numpy as np
+from fork_server import ForkServer
 
 import a3c_pong
 from runtime import checkpoints
@@ -30,6 +32,16 @@ FAILS_WHEN_TOLD = """if True:  # the script, but that learning fails once there 
     a3c_pong.learning_rewards = failing
     sys.exit(a3c_pong.main(sys.argv[1:]))"""
 HANGS = 300  # seconds: no test expects anything sooner, this only ends one that hangs
+
+
+SCRIPT = (str(ROOT / "a3c_pong.py"),)
+EARLY = {"PYTHONPATH", "LD_PRELOAD", "PYTHONIOENCODING"}  # variables that Python reads at its start
+
+
+@functools.cache
+def fork_server():
+    """The `ForkServer` of this process of tests."""
+    return ForkServer()
 
 
 def wait_until(holds, seconds=HANGS):
@@ -56,6 +68,9 @@ class Program:
         if not {"--run-dir", "--resume", "--help", "--draw", "--play", "--evaluate"} & set(options):
             options = ["--run-dir", str(folder / "run"), *options]
         with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
+            if program == SCRIPT and not command and not EARLY & variables.keys():
+                self.process = fork_server().start(options, folder, environment, out.name, err.name)
+                return
             self.process = subprocess.Popen(
                 [*command, sys.executable, *program, *options],
                 cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err,

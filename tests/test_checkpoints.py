@@ -10,7 +10,7 @@ ARRAYS = {
     "row_log/touched_by": np.arange(3),
     "curve/worker": np.array(["W_0", "W_10"]),
 }
-ABOUT = {"agent_steps": 7, "running": 0.1 + 0.2, "settings": {"seed": None}}
+ABOUT = {"agent_steps": 7, "running": 0.1 + 0.2, "settings": {"seed": None, "pull": "after"}}
 
 
 def write(run_folder, *names):

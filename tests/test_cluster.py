@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 import pytest
-from program import FAILS_WHEN_TOLD, ROOT, wait_until
+from program import FAILS_WHEN_TOLD, SCRIPT, wait_until
 from test_resume import newest, rows_of
 
 from cluster.config import described, split_address
@@ -102,7 +102,7 @@ class Cluster:
             host = hosts[job, index][0] if hosts else "127.0.0.1"
             self.addresses[job].append(f"{host}:{3000 if hosts else free_port()}")
 
-    def __call__(self, job, index=0, *options, program=(str(ROOT / "a3c_pong.py"),)):
+    def __call__(self, job, index=0, *options, program=SCRIPT):
         """Start a task; a `Program`."""
         text = config(job, index, **self.addresses)
         command = self.hosts[job, index][1] if self.hosts else ()
@@ -300,6 +300,7 @@ def test_a_parameter_server_that_returns_from_a_kill_gets_the_last_checkpoint(st
     # once more than before: they may have been there before the parameter server was
     once_more = {member: member.out.count(waits) + 1 for member in (chief, worker)}
     ps.process.kill()
+    ps.wait()
     assert wait_until(lambda: all(member.out.count(waits) == n for member, n in once_more.items()))
     kept = newest(cluster.run)[1]
     ps, before = cluster("ps"), games_of(chief)
@@ -322,6 +323,7 @@ def test_a_chief_that_returns_from_a_kill_goes_on_from_its_last_checkpoint(start
     cluster, ps, chief, worker = three_that_save_often(start)
     assert wait_until(lambda: games_of(chief) >= 2 and newest_steps(cluster.run) > 0)
     chief.process.kill()
+    chief.wait()
     kept = newest(cluster.run)[1]
     waits = f"waiting for /job:chief/task:0 at {cluster.addresses['chief'][0]}"
     assert wait_until(lambda: waits in worker.out and waits in ps.out)
@@ -361,6 +363,7 @@ def test_another_run_of_the_chiefs_is_the_workers_too(start):
     worker = cluster("worker", 0, "--num-workers", "1")
     assert wait_until(lambda: "trains with" in worker.out)
     chief.process.kill()
+    chief.wait()
     options = "--method", "n-step-q", "--num-workers", "1", "--render", "never"
     other = cluster("chief", 0, *options)
     assert wait_until(lambda: games_by(other, "W_0", "W_100"))
@@ -396,6 +399,7 @@ def test_a_chief_that_cannot_reach_its_parameter_server_says_what_is_lost(start)
     ps, chief = cluster("ps"), cluster("chief", 0, "--num-workers", "1", "--render", "never")
     assert wait_until(lambda: games_of(chief) > 0)
     ps.process.kill()
+    ps.wait()
     assert wait_until(lambda: "waiting for /job:ps/task:0" in chief.out)
     chief.signal(signal.SIGTERM)
     assert chief.wait() == 1
@@ -408,6 +412,7 @@ def test_ctrl_c_ends_those_who_wait_for_others(start):
     cluster = Cluster(start, workers=1)
     waiting = cluster("worker"), cluster("chief", 0, "--num-workers", "1"), cluster("ps")
     waiting[2].process.kill()
+    waiting[2].wait()
     for program in waiting[:2]:
         assert wait_until(lambda: "waiting for /job:ps/task:0 at" in program.out)  # noqa: B023
         program.signal(signal.SIGINT)

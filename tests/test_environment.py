@@ -151,7 +151,7 @@ IMPORTED = b"_multiarray_umath"  # NumPy's, which is among the first to be impor
 
 
 def test_ctrl_c_while_the_script_is_imported_is_quiet(start):
-    run = start("--num-workers", "1")
+    run = start("--num-workers", "1", command=("env",))
     assert wait_until(lambda: IMPORTED in run.maps())
     run.signal(signal.SIGINT)
     assert run.wait() in (-signal.SIGINT, 130)  # a shell says 130 of both

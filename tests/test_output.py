@@ -31,8 +31,11 @@ def saves_on(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-@pytest.mark.parametrize("columns", [80, 120], ids=["lines", "game"])
+@pytest.mark.parametrize(
+    "columns, number",
+    [(80, signal.SIGTERM), (120, signal.SIGUSR1)],
+    ids=["lines, SIGTERM", "game, SIGUSR1"],
+)
 def test_a_terminal_that_nobody_reads_stops_neither_saving_nor_signals(tmp_path, columns, number):
     ours, programs = pty.openpty()
     termios.tcsetwinsize(programs, (50, columns))

@@ -7,8 +7,6 @@ import pathlib
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -63,7 +61,7 @@ def events_of(run):
 
 
 @pytest.fixture(scope="module")
-def half(tmp_path_factory):
+def half(start_shared, tmp_path_factory):
     """The folder of a run that 100 updates and three stops have left; not to change.
 
     Each stop leaves a checkpoint; how many are taken on the way depends on the machine.
@@ -71,8 +69,7 @@ def half(tmp_path_factory):
     folder = tmp_path_factory.mktemp("half") / "run"
     way = [*EXACT, "--run-dir", str(folder), "--autosave-minutes", "0.004"]
     for steps in "700", "1400", "2000":
-        command = [sys.executable, a3c_pong.__file__, *way, "--max-steps", steps]
-        assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
+        assert start_shared(*way, "--max-steps", steps).wait() == 0
         way = ["--resume", str(folder)]
     assert len(checkpoints.paths(folder)) == 3
     return folder

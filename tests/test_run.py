@@ -427,7 +427,7 @@ def test_curves_are_drawn_again_from_their_folders(start):
     other = run.folder / "other"
     shutil.copytree(results, other)
     config = json.loads((other / "config.json").read_text())
-    config["settings"].update(method="n-step-q", preset="rally")
+    config["label"] = "another"  # of the same method and preset
     (other / "config.json").write_text(json.dumps(config))
     both = start("--draw", "both.png", results, str(other))
     assert both.wait() == 0

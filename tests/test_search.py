@@ -31,7 +31,8 @@ FLAGS = "-std=gnu11 -O3 -march=native -ffast-math".split()  # as run.py's
 # in the game's memory
 BALL_X, BALL_Y, BALL_SPEEDS, PLAYER_Y, OPPONENT_Y = 0x31, 0x36, (0x38, 0x39, 0x3A), 0x33, 0x15
 SCORES, CLOCK = (0x0D, 0x0E), (0x09, 0x0A)
-METHODS = "a3c", "one-step-q", "one-step-sarsa", "n-step-q"  # a3c.c's numbers
+METHODS = "a3c", "one-step-q", "one-step-sarsa", "n-step-q"
+NUMBERED = {"method": METHODS, "pull": ("after", "before")}  # a3c.c has numbers for their values
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +188,8 @@ def test_the_compiled_learner_s_defaults_are_the_preset_s():
     assert PRESETS["rally"].keys() - options == {"loss", "max_steps"}
     settings = dataclasses.asdict(a3c_pong.Settings(**PRESETS["rally"]))
     for name in settings.keys() & options.keys() - {"workers", "seed"}:
-        number = METHODS.index(settings[name]) if name == "method" else settings[name] or 0
+        value = settings[name] or 0
+        number = NUMBERED[name].index(value) if name in NUMBERED else value
         assert float(options[name]) == number, name
     assert PRESETS["rally"]["loss"] == "sum" and options["mean"] == "0"
 
