@@ -12,8 +12,6 @@ from runtime.run import DIVERGED
 from runtime.signals import suspend, when_suspended
 
 NO_CHECKPOINT = "no checkpoint could be taken; it will be tried again every half minute"
-
-
 NOT_KEPT = (
     "the last checkpoint could not be written to {path}: a resumed run goes on from the one before"
 )

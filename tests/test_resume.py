@@ -141,6 +141,7 @@ def test_a_limit_reached_already_is_said_and_more_workers_may_join(start, run):
     again = start("--resume", str(run))
     assert again.wait() == 0
     assert again.played()[:3] == ("2,000 steps played", len(rows_of(run)), 2000)
+    assert "nothing is left to do: a higher --max-steps lets the run go on\n" in again.out
     more = start("--resume", str(run), "--num-workers", "2", "--max-steps", "6000")
     assert more.wait() == 0
     assert {row["worker"] for row in rows_of(run)[-2:]} == {"W_0", "W_1"}

@@ -326,6 +326,9 @@ def test_a_wrong_option_is_named_in_one_line(start):
         ("--max-minutes 0", "--max-minutes"),
         ("--method dqn", "--method"),
         ("--frames 0", "--frames"),
+        ("--frames 3000", "--frames must be between 1 and 8"),
+        ("--num-workers 2000", "--num-workers must be between 1 and 256"),
+        ("--cut-at-points maybe", "--cut-at-points: it must be yes or no, not 'maybe'"),
         ("--gae-lambda 1.1", "--gae-lambda"),
         ("--rmsprop-decay -1", "--rmsprop-decay"),
         ("--target-steps 0", "--target-steps"),
@@ -341,6 +344,20 @@ def test_every_option_with_a_wrong_value_is_named_in_one_line(options, named, ca
     out, err = capsys.readouterr()
     assert stopped.value.code == 2 and out == ""
     assert len(err.splitlines()) == 1 and named in err
+
+
+@pytest.mark.parametrize(
+    "options, value",
+    [
+        ("--cut-at-points", True),
+        ("--cut-at-points yes", True),
+        ("--cut-at-points no", False),
+        ("--no-cut-at-points", False),
+    ],
+)
+def test_what_the_help_calls_yes_or_no_may_be_given_so(options, value):
+    _, given = command_line.parse(Settings, PRESETS, "", options.split())
+    assert given == {"cut_at_points": value}
 
 
 def test_a_folder_that_holds_a_run_is_left_as_it_is(start, tmp_path):
