@@ -423,7 +423,7 @@ def test_a_preset_is_a_default_for_other_settings():
     assert all(preset[name] != chapter[name] for name in preset)  # nothing in it is idle
 
 
-@pytest.mark.parametrize("name", ["rally.png", "methods.png"])
+@pytest.mark.parametrize("name", ["rally.png", "methods.png", "original.png"])
 def test_a_picture_of_the_readme_is_drawn_again_by_its_command(start, name):
     readme = (ROOT / "results" / "README.md").read_text()
     folders = re.search(rf"--draw\s+results/{name}\s+([^`]+)`", readme)[1].split()
