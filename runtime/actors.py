@@ -255,12 +255,17 @@ def start_actors(actors, settings, window=None, first=0):
     return in_window
 
 
+def screens():
+    """Return the screens that the environment names, as NAME=VALUE."""
+    names = [name for name in ("WAYLAND_DISPLAY", "DISPLAY") if os.environ.get(name)]
+    return [f"{name}={os.environ[name]}" for name in names]
+
+
 def why_no_window(actors, window):
     """Start W_0's actor in a window; return None, or why that is not possible."""
-    screens = [name for name in ("WAYLAND_DISPLAY", "DISPLAY") if os.environ.get(name)]
-    if not screens:
+    screen = " or ".join(screens())
+    if not screen:
         return NO_SCREEN
-    screen = " or ".join(f"{name}={os.environ[name]}" for name in screens)
     actors.start("W_0", window)
     try:
         actors["W_0"].wait_until_ready()

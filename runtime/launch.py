@@ -7,7 +7,7 @@ import os
 import sys
 
 from runtime import checkpoints
-from runtime.actors import ActorsKeepDying, new_actors, restore_games, start_actors
+from runtime.actors import ActorsKeepDying, new_actors, restore_games, screens, start_actors
 from runtime.command_line import changeable, check, fail, option, shown
 from runtime.cores import usable_cores
 from runtime.curve import curve_of
@@ -117,7 +117,8 @@ class Launch(Starting):
             self.actors = new_actors(self.settings, policy_units, ahead)
             if self.checkpoint:  # other games for workers that have none to continue
                 self.actors.started = self.checkpoint.about["actors_started"]
-            self.window = window_of(self.path)
+            shows = self.settings.render in ("window", "auto") and screens()
+            self.window = window_of(self.path) if shows else None
             self.in_window = start_actors(self.actors, self.settings, self.window)
         self.notices.append(first_line(self.settings, self.actors))
         return self.actors

@@ -71,9 +71,9 @@ class Stream:
         return self.number
 
 
-def new_console(file=None):
+def new_console():
     """Return a console on standard output. A file gets plain lines, whatever FORCE_COLOR says."""
-    file = file or Stream(1, sys.stdout)
+    file = Stream(1, sys.stdout)
     plain = dict(highlight=False, markup=False, soft_wrap=True)
     return rich.console.Console(file=file, force_terminal=file.isatty(), **plain)
 

@@ -43,14 +43,17 @@ def temporary_folder(scratch):
     return tempfile.TemporaryDirectory(dir=scratch)
 
 
+def thinned(episodes):
+    """Return at most 5,000 of the games: more points than pixels only take time."""
+    return episodes[:: 1 + len(episodes) // 5000]
+
+
 class CurvePlot:
     """The curve of a run in two panels, which follow it.
 
     On top is the true score: a dot for each game, and the moving mean. Below is the chapter's plot,
     the moving reward by episode.
     """
-
-    MOST = 5000  # points; more than pixels only take time
 
     def __init__(self, figure):
         """Draw the empty panels. figure: Matplotlib's."""
@@ -69,7 +72,7 @@ class CurvePlot:
 
     def update(self, episodes):
         """Show these games, a list of `Episode`. What the user has zoomed stays as it is."""
-        shown = episodes[:: 1 + len(episodes) // self.MOST]
+        shown = thinned(episodes)
         numbers = [e.episode for e in shown]
         self.scores.set_data(numbers, [e.score for e in shown])
         self.score.set_data(numbers, [e.running_score for e in shown])
@@ -90,17 +93,11 @@ class CurvePlot:
         return [limits for ax in axes for limits in (ax.get_xlim(), ax.get_ylim())]
 
 
-def save_curve(episodes, file, **options):
-    """Write the picture of a curve to a file, a path or a binary file; Matplotlib is loaded.
-
-    Args:
-        episodes: list of `Episode`.
-        file: where to.
-        options: for Matplotlib's savefig.
-    """
+def save_curve(episodes, file):
+    """Write the picture of a curve to a file, a path or a binary file; Matplotlib is loaded."""
     picture = matplotlib.figure.Figure(figsize=(8, 6), layout="constrained")
     CurvePlot(picture).update(episodes)
-    picture.savefig(file, **options)
+    picture.savefig(file)
 
 
 def draw(picture, *folders):
@@ -130,7 +127,7 @@ def draw_comparison(figure, runs):
     axes, labels = figure.subplots(1, 2, sharey=True), []
     for label, episodes in runs:
         labels += [] if label in labels else [label]
-        shown = episodes[:: 1 + len(episodes) // 5000]
+        shown = thinned(episodes)
         scores = [e.running_score for e in shown]
         minutes, millions = [e.seconds / 60 for e in shown], [e.agent_steps / 1e6 for e in shown]
         for ax, x in zip(axes, (minutes, millions)):

@@ -219,18 +219,14 @@ class Run:
 
     def limits(self):
         """Yield each `Limit` that is set."""
-        settings, seconds = self.settings, self.seconds()
-        games, steps, minutes = (
-            settings.max_global_episodes,
-            settings.max_steps,
-            settings.max_minutes,
-        )
-        played = len(self.episodes) / games
-        yield Limit(played, f"{games:,} games played", "--max-global-episodes")
-        if steps:
+        settings = self.settings
+        games = settings.max_global_episodes
+        used = len(self.episodes) / games
+        yield Limit(used, f"{games:,} games played", "--max-global-episodes")
+        if steps := settings.max_steps:
             yield Limit(self.agent_steps / steps, f"{steps:,} steps played", "--max-steps")
-        if minutes:
-            used = seconds / (60 * minutes)
+        if minutes := settings.max_minutes:
+            used = self.seconds() / (60 * minutes)
             yield Limit(used, f"{minutes:g} minutes over", "--max-minutes")
         if settings.until_score is not None and self.episodes:
             reached = self.episodes[-1].running_score >= settings.until_score
