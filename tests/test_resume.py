@@ -177,13 +177,15 @@ def test_20_kills_leave_one_curve(start, tmp_path):
     starts = (
         lambda program: len(program.actors()) == 2,
         lambda program: b"libtensorflow" in program.maps(),
-        lambda program: "2 workers on" in program.out,
+        lambda program: "curve in" in program.out,
     )
     fast = "--num-workers", "2", "--autosave-minutes", "0.005", "--render", "never"
     kept, games = -1, 0
     for kill in range(20):
         begun = (run / "config.json").exists()
-        program = start(*fast, *(("--resume", str(run)) if begun else ("--run-dir", str(run))))
+        folder = ("--resume", str(run)) if begun else ("--run-dir", str(run))
+        # one that is killed while it starts is started by Python, and imports TensorFlow itself
+        program = start(*fast, *folder, command=("env",) if kill % 2 else ())
         if kill % 2:  # while it starts
             assert wait_until(lambda: starts[kill // 2 % 3](program))  # noqa: B023
         elif kill % 4:  # while it saves
