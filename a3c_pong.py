@@ -231,13 +231,17 @@ class RolloutFeeds:
 
 
 class ActorCriticNetwork:
-    """The chapter's network, a worker's local copy: an actor, the policy, and a critic.
+    """The chapter's network, as a worker has it: an actor, the policy, and a critic.
+
+    The chapter builds this graph once for each worker. Here all workers share it, and each feeds
+    it the weights of its own `LocalCopy`. So 64 workers start as soon as one.
 
     The first layers of actor and critic see the same pixels. So their kernels stand side by side in
     one variable, `kernel`, and a row of it is one stretch of memory. All else is apart.
     """
 
     POLICY_UNITS, CRITIC_UNITS = 300, 100
+    UNITS = POLICY_UNITS + CRITIC_UNITS
     CHOOSES_AHEAD = False  # whether the action after a rollout is chosen before the update
     HAS_TARGET = False  # whether a target network stands beside the global network
 
@@ -249,19 +253,18 @@ class ActorCriticNetwork:
             "critic_network": Head(cls.CRITIC_UNITS, 1, settings.lr_critic),
         }
 
-    def __init__(self, scope, globalnet, num_actions, settings):
+    def __init__(self, globalnet, num_actions, settings):
         """Build the losses, the local gradients, the push and the pull.
 
         Args:
-            scope: the worker's name.
             globalnet: the global network, which is built.
             num_actions: 6 in Pong.
             settings: the run's.
         """
         self.globalnet = globalnet
         self.lambda_ = settings.gae_lambda
-        with tf.variable_scope(scope, use_resource=True):
-            self.params = globalnet.new_copy()
+        with tf.name_scope("local"):
+            self.params = globalnet.local_params()
             self.feeds = feeds = RolloutFeeds(globalnet.dtype, sums=settings.loss == "sum")
             self.s, self.a_his = feeds.s, feeds.a_his
             self.a_prob, self.v, self.a_params, self.c_params = self._build_net()
@@ -306,7 +309,7 @@ class ActorCriticNetwork:
 
     def _build_net(self):
         """Return a_prob [T + 1, actions], v [T + 1, 1], and the parameters but for the kernel."""
-        self.pixels = self.s @ tf.gather(self.params.kernel, self.feeds.rows)  # [T + 1, 400]
+        self.pixels = self.s @ self.params.kernel  # [T + 1, 400]
         units = [self.POLICY_UNITS, self.CRITIC_UNITS]
         a_pixels, c_pixels = tf.split(self.pixels, units, axis=1)
         a_params = self.params.heads["actor_network"]
@@ -318,13 +321,14 @@ class ActorCriticNetwork:
         v = two_layers(c_pixels, *c_params)  # state value
         return a_prob, v, a_params, c_params
 
-    def update_global(self, rollout, returns, game=None, measure=False):  # run local
+    def update_global(self, local, rollout, returns, game=None, measure=False):  # run local
         """Apply the local gradients of a rollout to the global network.
 
         In a cluster the call also counts the steps and the game. Its answer has the rows that
         `pull_global` then copies.
 
         Args:
+            local: the worker's `LocalCopy`, whose gradients they are.
             rollout: a `pong_actor.Rollout`.
             returns: its `Returns`.
             game: None, or the `EndedGame` that ended with it.
@@ -334,17 +338,11 @@ class ActorCriticNetwork:
             a dict of name -> number if it was measured, else None.
         """
         feed_dict = self.feeds.values(rollout, returns, self.globalnet.beta)
-        return self.sync.push(rollout, feed_dict, game, measure)
+        return self.sync.push(local, rollout, feed_dict, game, measure)
 
-    def pull_global(self, policy):  # run local
-        """Copy what changed in the global network into the local one, and into the actor's policy.
-
-        policy: the actor's `pong_actor.PolicyWeights`.
-        """
-        rows, kernel_rows, params = self.sync.pull()
-        policy.kernel[rows] = kernel_rows[:, : self.POLICY_UNITS]
-        for array, value in zip(policy[1:], params):
-            array[...] = value
+    def pull_global(self, local):  # run local
+        """Copy what changed in the global network into a worker's `LocalCopy`."""
+        self.sync.pull(local)
 
     # choose_action is in the actor's process: pong_actor.Player.choose_action.
 
@@ -367,7 +365,7 @@ class QNetwork:
     epsilon-greedy. Push and pull are A3C's.
     """
 
-    POLICY_UNITS = 300
+    UNITS = POLICY_UNITS = 300
     CHOOSES_AHEAD = False
     HAS_TARGET = True
     FINAL_EPSILONS, PROBABILITIES = (0.1, 0.01, 0.5), (0.4, 0.3, 0.3)  # paper, section 5.1
@@ -377,14 +375,14 @@ class QNetwork:
         """Return a dict of the name of the network -> its `Head`."""
         return {"q_network": Head(cls.POLICY_UNITS, num_actions, settings.lr_q)}
 
-    def __init__(self, scope, globalnet, num_actions, settings):
+    def __init__(self, globalnet, num_actions, settings):
         """Build the loss, the local gradients, the push and the pull; as `ActorCriticNetwork`."""
         self.globalnet = globalnet
-        with tf.variable_scope(scope, use_resource=True):
-            self.params, target = globalnet.new_copy(), globalnet.target_params()
+        with tf.name_scope("local"):
             # the pseudo-code accumulates gradients over the steps: a sum
             self.feeds = feeds = RolloutFeeds(globalnet.dtype, sums=settings.loss != "mean")
             self.s, self.a_his = feeds.s, feeds.a_his
+            self.params, target = globalnet.local_params(), globalnet.target_params(feeds.rows)
             self.q, pixels, self.q_params = self._build_net(self.params)
             self.target_q, _, _ = self._build_net(target)
             self.v_target = feeds.v_target(self.bootstrap_values())
@@ -402,7 +400,7 @@ class QNetwork:
 
     def _build_net(self, params):
         """Return Q [T + 1, actions], the first layer's product, and the parameters after it."""
-        pixels = self.s @ tf.gather(params.kernel, self.feeds.rows)  # [T + 1, 300]
+        pixels = self.s @ params.kernel  # [T + 1, 300]
         q_params = params.heads["q_network"]
         return two_layers(pixels, *q_params), pixels, q_params
 
@@ -512,7 +510,8 @@ def discounting(ends, gamma, lambda_):
     ends = np.frombuffer(ends, bool)
     distance = np.arange(len(ends)) - np.arange(len(ends))[:, np.newaxis]
     episode = np.cumsum(ends) - ends  # of each step; its last step belongs to it
-    decayed = np.triu((gamma * lambda_) ** np.maximum(distance, 0.0))
+    powers = (gamma * lambda_) ** np.arange(len(ends), dtype=float)
+    decayed = np.triu(powers[np.maximum(distance, 0)])
     decayed *= episode == episode[:, np.newaxis]
     discounts = np.where(ends, 0, gamma * (1 - lambda_))
     discounts[-1] = 0 if ends[-1] else gamma
@@ -525,22 +524,21 @@ def discounting(ends, gamma, lambda_):
 class Worker:
     """A thread's agent: a local network, and an actor process that plays with its policy."""
 
-    def __init__(self, name, globalnet, actors, run):
-        """Build the local network.
+    def __init__(self, name, AC, actors, run):
+        """Start without an actor, and without the local copy, which is in its memory.
 
         Args:
             name: "W_n".
-            globalnet: the global network, which is built.
+            AC: the `ActorCriticNetwork`, or a Q-network.
             actors: the `Actors` of all workers.
             run: the `Run` that the workers share.
         """
-        self.name, self.globalnet, self.actors, self.run = name, globalnet, actors, run
-        settings, game = run.settings, actors.game
-        self.AC = METHODS[settings.method](name, globalnet, game.num_actions, settings)
+        self.name, self.AC, self.actors, self.run = name, AC, actors, run
         number = int(name.removeprefix("W_"))
-        self.epsilon = self.AC.exploration(settings, number, game.frames_per_step)
+        self.epsilon = AC.exploration(run.settings, number, actors.game.frames_per_step)
         self.clip = None  # a `Clip`, if its play is shown in the terminal
-        self.actor = self.game = None  # game: the state of a game to continue
+        self.actor = self.local = None
+        self.game = None  # the state of a game to continue
         self.total_step = self.score = self.ep_r = 0
 
     def work(self):
@@ -557,16 +555,16 @@ class Worker:
                         v_target = self.returns(rollout, buffer_r)
                         game = self.add_up(rollout, buffer_r)
                         if settings.pull == "before":  # the gradient is of the newest weights
-                            self.AC.pull_global(self.actor.policy)
+                            self.AC.pull_global(self.local)
                         figures = self.AC.update_global(
-                            rollout, v_target, game, run.measuring_is_due()
+                            self.local, rollout, v_target, game, run.measuring_is_due()
                         )
                         if settings.pull == "after":
-                            self.AC.pull_global(self.actor.policy)
+                            self.AC.pull_global(self.local)
                         # counts T; if a game ended, also global_running_rate and the chapter's line
                         T = run.count(len(buffer_r), game, figures)
                         if T % settings.target_steps < len(buffer_r):
-                            self.globalnet.refresh_target()
+                            self.AC.globalnet.refresh_target()
                 except ActorDied as death:
                     self.replace_actor(death)
 
@@ -575,8 +573,8 @@ class Worker:
         actor = self.actors[self.name]
         actor.wait_until_ready()
         self.actors.share_core(self.name)
-        self.AC.sync.start_anew()
-        self.AC.pull_global(actor.policy)
+        self.local = self.AC.globalnet.local_copy(actor.policy)
+        self.AC.pull_global(self.local)
         if self.game is None or actor.window:
             self.score = self.ep_r = 0
         else:
@@ -586,7 +584,7 @@ class Worker:
     def play(self):
         """Return a rollout, to the next multiple of global_iteration_update or the game's end."""
         period = self.run.settings.global_iteration_update
-        steps, epsilon = period - self.total_step % period, self.epsilon(self.globalnet.T)
+        steps, epsilon = period - self.total_step % period, self.epsilon(self.AC.globalnet.T)
         # in a window a rollout of 20 steps takes a second, and a checkpoint must not wait for it
         with self.run.gate.left() if self.actor.window else contextlib.nullcontext():
             rollout = self.actor.play(steps, epsilon)
@@ -629,7 +627,7 @@ def build(launch):
     launch: a `Launch`, or one of a cluster's.
     """
     settings, network = launch.settings, METHODS[launch.settings.method]
-    actors = launch.start_actors(network.POLICY_UNITS, network.CHOOSES_AHEAD)
+    actors = launch.start_actors(network.UNITS, network.POLICY_UNITS, network.CHOOSES_AHEAD)
     load_tensorflow()  # takes seconds, while the actors start
     session = new_session()
     tf.set_random_seed(settings.seed)
@@ -655,9 +653,10 @@ def build(launch):
             globalnet = unbuilt.build(scope, heads, trains, w_init, network.HAS_TARGET)
 
         run = Run(settings, globalnet, launch.notices)
+        AC = network(globalnet, actors.game.num_actions, settings)  # the graph of all workers
         workers = []
         for name in actors:  # W_0, W_1, ...
-            workers.append(Worker(name, globalnet, actors, run))
+            workers.append(Worker(name, AC, actors, run))
         session.run(tf.global_variables_initializer())
 
     globalnet.refresh_target()

@@ -52,7 +52,7 @@ class Rollout(NamedTuple):
 class PolicyWeights(NamedTuple):
     """The actor network's weights."""
 
-    kernel: np.ndarray  # [inputs, hidden] float32
+    kernel: np.ndarray  # [inputs, units] float32; those of the policy, [inputs, hidden], come first
     bias: np.ndarray  # [hidden] float32
     head_kernel: np.ndarray  # [hidden, actions] float32
     head_bias: np.ndarray  # [actions] float32
@@ -64,17 +64,18 @@ class SharedMemory:
     It belongs to no file and has no name. It is freed with the two processes, however they end.
     """
 
-    def __init__(self, file_descriptor, max_steps, inputs, hidden, actions):
+    def __init__(self, file_descriptor, max_steps, inputs, units, hidden, actions):
         """Map the memory of a file descriptor, and give it its size.
 
         Args:
             file_descriptor: an int.
             max_steps: the steps of the longest rollout.
             inputs: the inputs of a state.
+            units: the hidden units of all networks, in the kernel's columns.
             hidden, actions: the units of the policy's two layers.
         """
         arrays = [
-            ((inputs, hidden), np.float32), ((hidden,), np.float32),
+            ((inputs, units), np.float32), ((hidden,), np.float32),
             ((hidden, actions), np.float32), ((actions,), np.float32),
             ((max_steps,), np.int32), ((max_steps,), np.float32),
             ((inputs,), np.int32), (((max_steps + 1) * inputs,), np.uint8),
@@ -256,7 +257,8 @@ class Player:
         """Return the policy network's outputs, a list: the actions' logits, or their Q."""
         kernel, bias, head_kernel, head_bias = self.policy
         # an image of zeros and ones times a matrix is the sum of the rows of its ones
-        layer = self.ones[: len(state)] @ kernel.take(state, 0, mode="clip")
+        rows = kernel.take(state, 0, mode="clip")
+        layer = self.ones[: len(state)] @ rows[:, : len(bias)]
         layer += bias
         layer.clip(0, 6, out=layer)  # relu6
         return (layer.dot(head_kernel) + head_bias).tolist()

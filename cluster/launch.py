@@ -102,9 +102,9 @@ class WorkerLaunch(Starting):
         if error is None and self.globalnet.link.other_run and not self.signals:
             os.execv(sys.executable, sys.orig_argv)
 
-    def start_actors(self, policy_units, ahead):
+    def start_actors(self, units, policy_units, ahead):
         """Start the actors; the arguments are those of `Launch.start_actors`."""
-        self.actors = new_actors(self.settings, policy_units, ahead)
+        self.actors = new_actors(self.settings, units, policy_units, ahead)
         self.actors.started = self.joined * 10_000  # other games than any process before it played
         start_actors(self.actors, self.settings, first=self.cluster.first_worker())
         return self.actors

@@ -1,8 +1,9 @@
 """The global network on parameter servers, as one process of a cluster sees it.
 
 It has the interface of `runtime.global_network.GlobalNetwork`. `snapshot` and `restore` are the
-chief's alone (cluster/chief.py). The local copies are in this process. Their gradients are fetched,
-and one call sends them with the rollout's counts. Its answer brings the rows that changed.
+chief's alone (cluster/chief.py). The local copies are in this process, and with a Q method they
+have a target network each. Their gradients are fetched, and one call sends them with the rollout's
+counts. Its answer brings the rows that changed.
 """
 
 import contextlib
@@ -12,8 +13,9 @@ import numpy as np
 
 from cluster.link import Held, Link, Lost
 from cluster.parameters import Parameters
-from runtime.global_network import share_of_annealing
-from runtime.graph import make_callable, tf
+from pong_actor import PolicyWeights
+from runtime.global_network import LocalCopy, share_of_annealing
+from runtime.graph import make_callable
 
 NEVER = 2**62  # an update's number, after which no row has changed
 
@@ -28,7 +30,7 @@ class RemoteNetwork:
 
         Args:
             cluster: the `Cluster` that this process is in.
-            session: the local one, in which the local copies are.
+            session: the local one, which computes the gradients.
             settings: the run's.
         """
         self.parameters = Parameters(settings, cluster)
@@ -49,14 +51,13 @@ class RemoteNetwork:
         self.parameters.build(scope, heads, *how)
         return self
 
-    def new_copy(self):
-        """Create the variables of a local copy in the current variable scope; `Params`."""
-        return self.parameters.net.new_copy()
+    def local_params(self):
+        """Return placeholders for a local copy, as `Params.placeholders`."""
+        return self.parameters.net.local_params()
 
-    def target_params(self):
-        """Create the variables of a local copy of the target network; `Params`."""
-        with tf.variable_scope("target"):
-            return self.new_copy()
+    def target_params(self, rows):
+        """Return placeholders for a local copy of the target network."""
+        return self.local_params()
 
     def push(self, name, gradients):
         """Return what is fetched to push gradients of a network: the gradients."""
@@ -70,8 +71,12 @@ class RemoteNetwork:
         return [pixels_grad]
 
     def connect(self, *how):
-        """Return a worker's `RemoteConnection`; the arguments are its."""
+        """Return the workers' `RemoteConnection`; the arguments are its."""
         return RemoteConnection(self, *how)
+
+    def local_copy(self, policy):
+        """Return a worker's `RemoteCopy`; policy: its actor's `PolicyWeights`."""
+        return RemoteCopy(self.parameters.net, policy)
 
     def begin(self, run):
         """Let the run's end be the link's. The chief has begun the run."""
@@ -109,40 +114,57 @@ class RemoteNetwork:
         return None
 
 
+class RemoteCopy(LocalCopy):
+    """A worker's own weights, and those of a target network if there is one."""
+
+    def __init__(self, net, policy):
+        """Make the arrays.
+
+        Args:
+            net: the parameter servers' `GlobalVariables`.
+            policy: the actor's `PolicyWeights`.
+        """
+        super().__init__(net.params, policy)
+        self.target = None
+        if net.target:
+            zeros = PolicyWeights(*map(np.zeros_like, policy))
+            self.target = LocalCopy(net.target, zeros)
+        self.incarnation, self.answer = 0, None
+
+    def values(self, rows):
+        """Return those of `LocalCopy`, then the same of the target network."""
+        return super().values(rows) + (self.target.values(rows) if self.target else [])
+
+    def take_answer(self, updates, rows, kernel_rows, *others):
+        """Copy what a pull brought: what changed up to a number of updates."""
+        self.pulled_at = int(updates) + 1  # 0 is for a pull of every row
+        self.take(rows, kernel_rows, others[: len(self.others)])
+        if self.target:
+            rows, kernel_rows, *others = others[len(self.others) :]
+            self.target.take(rows, kernel_rows, others)
+
+
 class RemoteConnection:
-    """A worker's push to the parameter servers, and its pull from there."""
+    """The workers' push to the parameter servers, and their pull from there."""
 
     def __init__(self, globalnet, params, feeds, push, figures, target=None):
         """Make the functions; the arguments are those of `runtime.global_network.Connection`."""
         self.globalnet, self.link, self.figures = globalnet, globalnet.link, list(figures)
         session = globalnet.session
+        for fed in [params, target] if target else [params]:
+            feeds = [*feeds, fed.kernel, *fed.others()]
         self._gradients = make_callable(session, push, feeds)
         self._measure = make_callable(session, [*figures.values(), *push], feeds)
-        copies, fed = [], []
-        for mine in [params, target] if target else [params]:
-            changed = tf.placeholder(tf.int32, [None])
-            kernel_rows = tf.placeholder(mine.kernel.dtype.base_dtype, [None, mine.kernel.shape[1]])
-            copies.append(tf.scatter_update(mine.kernel, changed, kernel_rows).op)
-            values = [tf.placeholder(v.dtype.base_dtype, v.shape) for v in mine.others()]
-            copies += [v.assign(value).op for v, value in zip(mine.others(), values)]
-            fed += [changed, kernel_rows, *values]
-        self._copy = make_callable(session, copies, fed)
-        self.nothing = np.empty(0, np.int32), np.empty([0, params.kernel.shape[1]], np.float32), []
-        self.incarnation, self.answer = 0, None
         # if a worker pulls before its update, the answer to its last one is too old by then
         self.keeps_answer = globalnet.settings.pull == "after"
-        self.start_anew()
 
-    def start_anew(self):
-        """Let the next pull take every row: the actor is a new one."""
-        self.pulled_at = 0
-
-    def push(self, rollout, feed_dict, game, measure):
+    def push(self, local, rollout, feed_dict, game, measure):
         """Push the gradients of a rollout, and count its steps and the game it ended.
 
         The answer is kept for the next pull. A push that got no answer counts for nothing.
 
         Args:
+            local: the worker's `RemoteCopy`.
             rollout: a `pong_actor.Rollout`.
             feed_dict: list of values for `feeds`.
             game: None, or the `EndedGame` that ended with it.
@@ -152,54 +174,44 @@ class RemoteConnection:
             a dict of name -> number if it was measured, else None.
         """
         globalnet, figures = self.globalnet, None
+        fed = *feed_dict, *local.values(rollout.rows)
         if measure:
-            values = self._measure(*feed_dict)
+            values = self._measure(*fed)
             figures = dict(zip(self.figures, map(float, values)))
             gradients = values[len(figures) :]
         else:
-            gradients = self._gradients(*feed_dict)
+            gradients = self._gradients(*fed)
         annealed = np.float32(share_of_annealing(globalnet.settings, globalnet.T))
         records = [[field] for field in game] if game else ([], [], [])
         kinds = object, np.int64, np.float64
         ended = (np.array(record, kind) for record, kind in zip(records, kinds))
-        since = self.pulled_at - 1 if self.keeps_answer else NEVER
+        since = local.pulled_at - 1 if self.keeps_answer else NEVER
         steps = np.int64(len(rollout.actions))
         fed = rollout.rows, rollout.states, *gradients, annealed, steps, *ended, np.int64(since)
-        answer = self.link.exchange(np.int64(self.incarnation), *fed)
+        answer = self.link.exchange(np.int64(local.incarnation), *fed)
         if answer:
             T, _, beta, *answer = answer
-            globalnet.saw(int(T), self.incarnation)
+            globalnet.saw(int(T), local.incarnation)
             if globalnet.beta_is_told:
                 globalnet.beta = float(beta)
-        self.answer = answer if self.keeps_answer else None
+        local.answer = answer if self.keeps_answer else None
         return figures
 
-    def pull(self):
-        """Copy what changed since the last pull into the local copy.
+    def pull(self, local):
+        """Copy what changed since the last pull into a worker's `RemoteCopy`.
 
         It is the answer to the push before. Without one the parameter servers are asked, and the
-        call blocks until they answer or the run is over.
-
-        Returns:
-            (rows [n] int32, their values [n, units], the variables of the first network), for the
-            actor; if the run is over, nothing of each.
+        call blocks until they answer. If the run is over, nothing is copied.
         """
-        if self.answer:
-            answer, self.answer = self.answer, None
-            return self._take(answer)
-        while True:
-            if self.link.incarnation != self.incarnation:
-                self.incarnation, self.pulled_at = self.link.incarnation, 0
+        answer, local.answer = local.answer, None
+        while not answer:
+            if self.link.incarnation != local.incarnation:
+                local.incarnation, local.pulled_at = self.link.incarnation, 0
             if self.link.over():
-                return self.nothing
-            if self.incarnation:
-                with contextlib.suppress(Lost, Held):
-                    return self._take(self.link.call("pull", np.int64(self.pulled_at - 1)))
-            self.link.wait_until_going()
-
-    def _take(self, answer):
-        updates, *values = answer
-        self.pulled_at = updates + 1  # 0 is for a pull of every row
-        self._copy(*values)
-        rows, kernel_rows, *others = values
-        return rows, kernel_rows, others
+                return
+            with contextlib.suppress(Lost, Held):
+                if local.incarnation:
+                    answer = self.link.call("pull", np.int64(local.pulled_at - 1))
+            if not answer:
+                self.link.wait_until_going()
+        local.take_answer(*answer)

@@ -55,7 +55,8 @@ class PongActor:
         Args:
             game: a `Game`.
             seed: list of ints >= 0, from which emulator and policy draw their randomness.
-            sizes: (longest rollout, inputs of a state, hidden units of the policy).
+            sizes: (longest rollout, inputs of a state, hidden units of all networks, and of the
+                policy's).
             ahead: as for `Player`.
             window: None, or the `Window` that the emulator opens.
         """
@@ -212,11 +213,12 @@ class Actors(dict):
             actor.close()
 
 
-def new_actors(settings, policy_units, ahead):
+def new_actors(settings, units, policy_units, ahead):
     """Return the `Actors` of a run, none of them started.
 
     Args:
         settings: the run's.
+        units: hidden units of all networks.
         policy_units: hidden units of the policy network.
         ahead: as for `PongActor`.
 
@@ -224,7 +226,8 @@ def new_actors(settings, policy_units, ahead):
         ValueError: the environment does not exist, or is not Pong.
     """
     game = pong_actor.game(settings.game_env)
-    sizes = settings.global_iteration_update, settings.frames * INPUT_SIZE, policy_units
+    inputs = settings.frames * INPUT_SIZE
+    sizes = settings.global_iteration_update, inputs, units, policy_units
     return Actors(game, settings.seed, sizes, ahead)
 
 

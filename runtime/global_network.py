@@ -9,12 +9,14 @@ While the graph is built, the global network gives the operations that push and 
     placed()            the graph and device on which to make its optimizers
     build(...)          its variables, from names, shapes and rates
     annealed            placeholder: the share of the way to 0 that the learning rates have gone
-    new_copy()          variables of a worker's local copy; target_params() those of the target
+    local_params()      placeholders for a worker's local copy
+    target_params(rows) the target network
     push(), push_rows() the operations (in a cluster, the fetches) that push gradients
-    connect(...)        a worker's connection: its functions `push` and `pull`
+    connect(...)        the workers' connection: its functions `push` and `pull`
 
 While it is trained:
 
+    local_copy(policy)  a worker's own weights
     T, beta             the steps of all workers together, and the entropy's weight by now
     diverged()          whether the weights are NaN, infinite or huge
     count(...)          count the steps of a rollout
@@ -48,14 +50,57 @@ class Head(NamedTuple):
 
 
 class Params(NamedTuple):
-    """The variables of a method's networks, global or local."""
+    """The parameters of a method's networks in the graph: variables, or what is fed or gathered."""
 
     kernel: Any  # [inputs, units]: the kernels of the first layers, side by side
     heads: dict  # name of a network -> its bias, head_kernel and head_bias
 
     def others(self):
-        """Return all variables but the kernel, in one list."""
-        return [variable for head in self.heads.values() for variable in head]
+        """Return all parameters but the kernel, in one list."""
+        return [param for head in self.heads.values() for param in head]
+
+    def placeholders(self):
+        """Return `Params` of placeholders, of which the kernel has only some rows, [U, units]."""
+
+        def placeholder(param, shape):
+            return tf.placeholder(param.dtype.base_dtype, shape)
+
+        kernel = placeholder(self.kernel, [None, self.kernel.shape[1]])
+        heads = {
+            name: [placeholder(param, param.shape) for param in head]
+            for name, head in self.heads.items()
+        }
+        return Params(kernel, heads)
+
+
+class LocalCopy:
+    """A worker's own weights: arrays, which it feeds to the graph that all workers share.
+
+    The policy's arrays are in the memory that the worker shares with its actor. So a pull also
+    gives the actor its new policy.
+    """
+
+    def __init__(self, params, policy):
+        """Start with what is in the memory.
+
+        Args:
+            params: the global `Params`, of which the policy's are the first.
+            policy: the actor's `PolicyWeights`.
+        """
+        self.kernel = policy.kernel  # [inputs, units]
+        more = params.others()[len(policy) - 1 :]
+        self.others = [*policy[1:], *(np.zeros(p.shape, p.dtype.as_numpy_dtype) for p in more)]
+        self.pulled_at = 0  # never: the next pull takes every row
+
+    def values(self, rows):
+        """Return a list of the kernel's rows [U], [U, units], and the other arrays."""
+        return [self.kernel.take(rows, 0), *self.others]
+
+    def take(self, rows, kernel_rows, others):
+        """Copy new values of some rows [n] of the kernel, [n, units], and of all others."""
+        self.kernel[rows] = kernel_rows
+        for array, value in zip(self.others, others):
+            array[...] = value
 
 
 def new_params(inputs, heads, dtype, w_init=None):
@@ -146,9 +191,9 @@ class GlobalVariables:
         gradient = tf.matmul(s, pixels_grad, transpose_a=True)
         return self.kernel_train.apply_gradients(gradient, rows)
 
-    def new_copy(self):
-        """Create the variables of a local copy in the current variable scope; `Params`."""
-        return new_params(self.inputs, self.heads, self.dtype)
+    def local_params(self):
+        """Return placeholders for a local copy, as `Params.placeholders`."""
+        return self.params.placeholders()
 
     def target_is_copied(self):
         """Return operations that copy the weights to the target network."""
@@ -187,13 +232,17 @@ class GlobalNetwork(GlobalVariables):
             self._refresh_target = make_callable(self.session, self.target_is_copied(), [])
         return self
 
-    def target_params(self):
-        """Return the `Params` of the target network that a worker reads."""
-        return self.target
+    def target_params(self, rows):
+        """Return the `Params` of the target network, with rows [U] of its kernel."""
+        return Params(tf.gather(self.target.kernel, rows), self.target.heads)
 
     def connect(self, *how):
-        """Return a worker's `Connection`; the arguments are its."""
+        """Return the workers' `Connection`; the arguments are its."""
         return Connection(self, *how)
+
+    def local_copy(self, policy):
+        """Return a worker's `LocalCopy`; policy: its actor's `PolicyWeights`."""
+        return LocalCopy(self.params, policy)
 
     def begin(self, run):
         """Do nothing. In a cluster, the chief sends weights and counts to the parameter servers."""
@@ -292,39 +341,33 @@ class Copier:
 
 
 class Connection:
-    """A worker's push to the global network of this process, and its pull from there."""
+    """The workers' push to the global network of this process, and their pull from there."""
 
     def __init__(self, globalnet, params, feeds, push, figures, target=None):
         """Make the two functions.
 
         Args:
             globalnet: the `GlobalNetwork`.
-            params: the `Params` of the worker's local copy, into which a pull copies.
+            params: the `Params` that `local_params` gave.
             feeds: list of placeholders of a push, the rows [U] of a rollout first.
             push: list of operations that `GlobalNetwork.push` and `push_rows` gave.
             figures: dict of name -> scalar tensor, what to measure now and then.
-            target: the `Params` that `target_params` gave; in a cluster a pull copies into them.
+            target: the `Params` that `target_params` gave; in a cluster they are fed, too.
         """
         self.globalnet, self.figures = globalnet, list(figures)
-        session, feeds, rows = globalnet.session, [*feeds, globalnet.annealed], feeds[0]
+        session, rows = globalnet.session, feeds[0]
+        feeds = [*feeds, params.kernel, *params.others(), globalnet.annealed]
         self._push = make_callable(session, push, feeds)
         self._push_and_measure = make_callable(session, [*figures.values(), *push], feeds)
-
-        kernel_rows = tf.gather(globalnet.params.kernel, rows)
         others = [variable.read_value() for variable in globalnet.params.others()]
-        pull = [tf.scatter_update(params.kernel, rows, kernel_rows).op]
-        pull += [mine.assign(value).op for mine, value in zip(params.others(), others)]
-        self._pull = make_callable(session, [kernel_rows, *others[:3], *pull], [rows])
-        self.start_anew()
+        pull = [tf.gather(globalnet.params.kernel, rows), *others]
+        self._pull = make_callable(session, pull, [rows])
 
-    def start_anew(self):
-        """Let the next pull take every row: the actor is a new one."""
-        self.pulled_at = 0
-
-    def push(self, rollout, feed_dict, game, measure):
+    def push(self, local, rollout, feed_dict, game, measure):
         """Push the gradients of a rollout.
 
         Args:
+            local: the worker's `LocalCopy`.
             rollout: a `pong_actor.Rollout`.
             feed_dict: list of values for `feeds`.
             game: what a cluster counts in the same call; not used here.
@@ -335,7 +378,7 @@ class Connection:
         """
         globalnet, figures = self.globalnet, None
         annealed = share_of_annealing(globalnet.settings, globalnet.T)
-        fed = *feed_dict, np.float32(annealed)
+        fed = *feed_dict, *local.values(rollout.rows), np.float32(annealed)
         globalnet.row_log.begin_update(rollout.rows, globalnet.catch_up)
         if measure:
             figures = dict(zip(self.figures, map(float, self._push_and_measure(*fed))))
@@ -344,13 +387,8 @@ class Connection:
         globalnet.row_log.end_update(rollout.rows)
         return figures
 
-    def pull(self):
-        """Copy what changed since the last pull into the local copy.
-
-        Returns:
-            (rows [n] int32, their values [n, units], the variables of the first network), for the
-            actor.
-        """
-        rows, self.pulled_at = self.globalnet.row_log.changed_since(self.pulled_at)
+    def pull(self, local):
+        """Copy what changed since the last pull into a worker's `LocalCopy`."""
+        rows, local.pulled_at = self.globalnet.row_log.changed_since(local.pulled_at)
         kernel_rows, *others = self._pull(rows)
-        return rows, kernel_rows, others
+        local.take(rows, kernel_rows, others)

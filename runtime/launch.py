@@ -104,17 +104,18 @@ class Launch(Starting):
         kept = self.checkpoint.about["settings"] if self.checkpoint else {}
         return resumed_settings(self.Settings, self.folder, kept, self.given, self.notices)
 
-    def start_actors(self, policy_units, ahead):
+    def start_actors(self, units, policy_units, ahead):
         """Start the actors; return the `Actors`.
 
         Args:
+            units: hidden units of all networks.
             policy_units: hidden units of the policy network.
             ahead: whether the action after a rollout is chosen with the rollout's policy.
         """
         with user_errors():
             self.path = self.folder.path if self.folder else new_path(self.settings.run_dir)
             have_temporary_folder(self.path)
-            self.actors = new_actors(self.settings, policy_units, ahead)
+            self.actors = new_actors(self.settings, units, policy_units, ahead)
             if self.checkpoint:  # other games for workers that have none to continue
                 self.actors.started = self.checkpoint.about["actors_started"]
             shows = self.settings.render in ("window", "auto") and screens()

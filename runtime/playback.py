@@ -106,7 +106,8 @@ def ways(about):
 
 def actor_with(policy, game, seed, window=None):
     """Return a `PongActor` that plays a policy, for a `with` that closes it."""
-    sizes = ROLLOUT, len(policy.kernel), len(policy.bias)
+    hidden = len(policy.bias)
+    sizes = ROLLOUT, len(policy.kernel), hidden, hidden
     actor = PongActor(game, seed, sizes, window=window)
     for mine, array in zip(actor.policy, policy):
         mine[...] = array

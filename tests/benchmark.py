@@ -2,7 +2,7 @@
 
 Things that are compared alternate in one run, and medians are printed: machines are noisy. Steps
 are agent steps, of 2 to 4 emulator frames each. The variable ROUNDS says how many rounds there are,
-and OTHER names a second checkout for `throughput` to compare this one with.
+and OTHER names a second checkout for `throughput` and `ceiling` to compare this one with.
 """
 
 import csv
@@ -189,6 +189,74 @@ def workers():
         print(f"{1e6 * share / speed:.0f} us of it a step")
 
 
+CEILING = """if True:
+    import sys, threading, time, types
+    from in_process import InProcess
+    import numpy as np
+    import a3c_pong, pong_actor
+
+    class Recorded:
+        window = None
+
+        def __init__(self, actor, period):
+            self.policy, self.number, self.rollouts = actor.policy, 0, []
+            self.process = types.SimpleNamespace(pid=0)  # of the thread that asks
+            actor.policy.head_kernel[...] = actor.policy.kernel[...] = 0  # plays at random
+            for _ in range(4000 // period):
+                rollout = actor.play(period)
+                copies = [np.copy(array) for array in rollout[:4]]
+                self.rollouts.append(pong_actor.Rollout(*copies, *rollout[4:]))
+
+        def wait_until_ready(self):
+            pass
+
+        def play(self, max_steps, epsilon):
+            self.number += 1
+            return self.rollouts[self.number % len(self.rollouts)]
+
+    preset, number, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    settings = a3c_pong.Settings(**a3c_pong.PRESETS[preset] | dict(seed=1, max_steps=steps))
+    with InProcess(settings, workers=number) as launch:
+        run, workers = launch.build()
+        real = dict(launch.actors)
+        period = settings.global_iteration_update
+        launch.actors.update({name: Recorded(actor, period) for name, actor in real.items()})
+        for actor in real.values():
+            actor.close()
+        launch.actors.close = lambda: None
+        threads = [threading.Thread(target=worker.work) for worker in workers]
+        began = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        print(run.agent_steps / (time.perf_counter() - began))"""
+
+
+def ceiling():
+    """Steps per second of the main process alone: real workers, actors that replay rollouts."""
+    for preset in "chapter", "rally":
+        rates = {}
+        for _ in range(ROUNDS):
+            for number in 1, 2:
+                for checkout in filter(None, (ROOT, OTHER)):
+                    command = [sys.executable, "-c", CEILING, preset, str(number), "300000"]
+                    path = f"{checkout}:{checkout}/tests"
+                    environment = dict(os.environ, PYTHONPATH=path)
+                    options = dict(stdout=subprocess.PIPE, check=True, env=environment)
+                    output = subprocess.run(command, cwd=checkout, **options).stdout
+                    rates.setdefault((number, checkout), []).append(float(output))
+        for checkout in filter(None, (ROOT, OTHER)):
+            one, two = rates[1, checkout], rates[2, checkout]
+            ratio = statistics.median(b / a for a, b in zip(one, two))
+            one, two = (f"{statistics.median(rate):,.0f} steps/s" for rate in (one, two))
+            print(f"{preset}, {checkout}: one thread {one}, two {two}, {ratio:.2f} times")
+        for number in (1, 2) if OTHER else ():
+            pairs = zip(rates[number, ROOT], rates[number, OTHER])
+            ratio = statistics.median(mine / theirs for mine, theirs in pairs)
+            print(f"{preset}, {number} threads: this is {ratio:.2f} times the other")
+
+
 def terminal():
     """Training with W_0's game in a terminal, against training that shows nothing."""
     ours, programs = pty.openpty()
@@ -230,7 +298,7 @@ def events():
             rollout, measure = worker.play(), number % 2 == 1
             returns = worker.returns(rollout, rollout.rewards)
             began = time.perf_counter()
-            worker.AC.update_global(rollout, returns, measure=measure)
+            worker.AC.update_global(worker.local, rollout, returns, measure=measure)
             times[measure].append(time.perf_counter() - began)
     more = statistics.median(times[True]) - statistics.median(times[False])
     every = MEASURED_EVERY
@@ -423,6 +491,7 @@ PARTS = dict(
     cluster=cluster,
     throughput=throughput,
     workers=workers,
+    ceiling=ceiling,
     methods=methods,
     terminal=terminal,
     events=events,

@@ -30,9 +30,10 @@ class InProcess(Launch):
     def __enter__(self):
         return self
 
-    def start_actors(self, policy_units, ahead):
+    def start_actors(self, units, policy_units, ahead):
         settings = self.settings
-        sizes = settings.global_iteration_update, 6400 * settings.frames, policy_units
+        inputs = 6400 * settings.frames
+        sizes = settings.global_iteration_update, inputs, units, policy_units
         self.actors = Actors(GAME, settings.seed, sizes, ahead)
         for number in range(self.workers):
             if self.play:
@@ -51,10 +52,19 @@ class InProcess(Launch):
             return a3c_pong.build(self)
 
 
-def new_policies(settings, number):
-    """Return `PolicyWeights` of zeros, as many as asked for."""
-    shapes = (6400 * settings.frames, 300), (300,), (300, 6), (6,)
-    return [
-        pong_actor.PolicyWeights(*(np.zeros(shape, np.float32) for shape in shapes))
+def new_locals(AC, number):
+    """Return local copies, as many as asked for, and their policies, which no actor plays."""
+    inputs, dtype = AC.globalnet.inputs, AC.globalnet.dtype
+    shapes = (inputs, AC.UNITS), (300,), (300, 6), (6,)
+    policies = [
+        pong_actor.PolicyWeights(*(np.zeros(shape, dtype) for shape in shapes))
         for _ in range(number)
     ]
+    return [AC.globalnet.local_copy(policy) for policy in policies], policies
+
+
+def fed(AC, local, rollout):
+    """Return what gives the states of a rollout, and a local copy, to the network."""
+    params = [AC.params.kernel, *AC.params.others()]
+    states = {AC.feeds.rows: rollout.rows, AC.s: rollout.states}
+    return states | dict(zip(params, local.values(rollout.rows)))

@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 from dense_a3c import DenseA3C
-from in_process import GAME, InProcess, new_policies
+from in_process import GAME, InProcess, fed, new_locals
 
 import a3c_pong
 import pong_actor
@@ -15,7 +15,7 @@ from runtime.cores import allowed_cores
 from runtime.graph import make_callable, new_session
 from runtime.optimizer import RowLog, RowRMSProp
 
-SIZES = (20, 6400, 300)
+SIZES = (20, 6400, 300, 300)
 
 
 @pytest.fixture(scope="module")
@@ -49,34 +49,29 @@ def dense(rollout):
 
 
 class Sparse:
-    """The real networks of `a3c_pong` with a number of local copies, all pulled."""
+    """The real networks of `a3c_pong` and a number of local copies, all pulled."""
 
     def __init__(self, tf, workers, settings, double=False, seed=3):
         self.settings = settings
         dtype = "float64" if double else "float32"
-        run, built = InProcess(settings, workers, dtype, seed, play=False).build()
-        self.globalnet, self.session = run.globalnet, run.globalnet.session
-        self.locals = [worker.AC for worker in built]
-        self.policies = new_policies(settings, workers)
+        run, (worker,) = InProcess(settings, 1, dtype, seed, play=False).build()
+        self.globalnet, self.session, self.AC = run.globalnet, run.globalnet.session, worker.AC
+        self.locals, self.policies = new_locals(self.AC, workers)
         for worker in range(workers):
             self.pull_global(worker)
 
     def update_global(self, worker, rollout, rewards, **others):
         returns = a3c_pong.lambda_returns(
-            rewards, ends(rollout), self.settings.gamma, self.locals[worker].lambda_
+            rewards, ends(rollout), self.settings.gamma, self.AC.lambda_
         )
-        return self.locals[worker].update_global(rollout, returns, **others)
+        return self.AC.update_global(self.locals[worker], rollout, returns, **others)
 
     def pull_global(self, worker):
-        self.locals[worker].pull_global(self.policies[worker])
+        self.AC.pull_global(self.locals[worker])
 
-    def values(self, net):
-        """Name -> array of a network's weights; self: anything with a session."""
-        params = net.params
-        names = "kernel", "ab1", "aw2", "ab2", "cb1", "cw2", "cb2"
-        values = dict(zip(names, self.session.run([params.kernel, *params.others()])))
-        kernel = values.pop("kernel")
-        return {"aw1": kernel[:, :300], "cw1": kernel[:, 300:], **values}
+    def values(self):
+        """Name -> array of the global weights."""
+        return values_of(self.globalnet)
 
     def mean_squares(self):
         """The kernels' mean squares, decayed to the last update as the dense optimizer's are."""
@@ -84,6 +79,17 @@ class Sparse:
         missed = log.updates - log.touched_by[:, np.newaxis]
         now = self.session.run(optimizer.mean_square) * optimizer.decay**missed
         return {"aw1": now[:, :300], "cw1": now[:, 300:]}
+
+
+def values_of(globalnet):
+    """Name -> array of the global weights."""
+    params = globalnet.params
+    return named(*globalnet.session.run([params.kernel, *params.others()]))
+
+
+def named(kernel, *others):
+    names = "ab1", "aw2", "ab2", "cb1", "cw2", "cb2"
+    return {"aw1": kernel[:, :300], "cw1": kernel[:, 300:], **dict(zip(names, others))}
 
 
 def assert_equal(sparse, reference):
@@ -96,7 +102,7 @@ def assert_equal(sparse, reference):
     """
     weights, mean_squares = reference.global_values()
     touched = sparse.globalnet.row_log.touched_by > 0
-    compared = ((sparse.values(sparse.globalnet), weights), (sparse.mean_squares(), mean_squares))
+    compared = ((sparse.values(), weights), (sparse.mean_squares(), mean_squares))
     for ours, theirs in compared:
         for name, expected in theirs.items():
             double = expected.dtype == np.float64
@@ -116,11 +122,12 @@ def assert_equal(sparse, reference):
 
 def assert_pulled(sparse, worker):
     """The local net and the actor's policy are the global net, bit for bit."""
-    theirs = sparse.values(sparse.globalnet)
-    for name, mine in sparse.values(sparse.locals[worker]).items():
+    theirs, local = sparse.values(), sparse.locals[worker]
+    for name, mine in named(local.kernel, *local.others).items():
         assert np.array_equal(mine, theirs[name]), name
-    for mine, name in zip(sparse.policies[worker], ("aw1", "ab1", "aw2", "ab2")):
-        assert np.array_equal(mine, theirs[name].astype(np.float32)), name
+    kernel, *others = sparse.policies[worker]
+    for mine, name in zip((kernel[:, :300], *others), ("aw1", "ab1", "aw2", "ab2")):
+        assert np.array_equal(mine, theirs[name]), name
 
 
 def update_both(sparse, reference, worker, rollout):
@@ -140,7 +147,7 @@ def pull_both(sparse, reference, worker):
 def both(tf, workers, double=False, **settings):
     settings = a3c_pong.Settings(**settings)
     sparse = Sparse(tf, workers, settings, double)
-    return sparse, DenseA3C(tf, sparse.values(sparse.globalnet), workers, settings)
+    return sparse, DenseA3C(tf, sparse.values(), workers, settings)
 
 
 OTHERS = dict(lr_actor=5e-5, lr_critic=2e-4, gamma=0.99, beta=0.01)
@@ -180,8 +187,7 @@ def test_a_worker_pulls_when_it_is_told_to(tf, pull):
     settings, played = a3c_pong.Settings(max_steps=1000, pull=pull, gamma=0.99, lr_actor=1e-3), []
     with InProcess(settings, seed=4) as launch:
         run, (worker,) = launch.build()
-        values = lambda: Sparse.values(run.globalnet, run.globalnet)
-        reference, play = DenseA3C(tf, values(), 1, settings), worker.play
+        reference, play = DenseA3C(tf, values_of(run.globalnet), 1, settings), worker.play
 
         def noted():
             policy = worker.actor.policy.kernel.copy(), worker.actor.policy.head_bias.copy()
@@ -212,7 +218,7 @@ def test_a_worker_pulls_when_it_is_told_to(tf, pull):
     assert len(pushed) > 50
     moved = np.abs(pushed[-1]["ab2"] - pushed[-2]["ab2"]).max()
     assert moved > 1e-4  # so that an update more or less is seen
-    for name, mine in values().items():
+    for name, mine in values_of(run.globalnet).items():
         np.testing.assert_allclose(mine, pushed[-1][name], rtol=1e-4, atol=1e-6)
 
 
@@ -255,7 +261,7 @@ def test_measuring_an_update_gives_its_figures_and_changes_nothing(tf, rollouts)
     plain, measured = (Sparse(tf, 1, a3c_pong.Settings()) for _ in range(2))
     for rollout in rollouts[:40]:
         rewards, policy = rollout.rewards.tolist(), measured.policies[0]
-        layer = np.clip(dense(rollout)[:-1] @ policy.kernel + policy.bias, 0, 6)
+        layer = np.clip(dense(rollout)[:-1] @ policy.kernel[:, :300] + policy.bias, 0, 6)
         p = np.exp(layer @ policy.head_kernel + policy.head_bias)
         p /= p.sum(axis=1, keepdims=True)
         assert plain.update_global(0, rollout, rewards) is None
@@ -266,7 +272,7 @@ def test_measuring_an_update_gives_its_figures_and_changes_nothing(tf, rollouts)
         for sparse in plain, measured:
             sparse.pull_global(0)
         ours, theirs = (
-            [*s.values(s.globalnet).values(), *s.mean_squares().values()] for s in (plain, measured)
+            [*s.values().values(), *s.mean_squares().values()] for s in (plain, measured)
         )
         assert all(map(np.array_equal, ours, theirs))
 
@@ -289,10 +295,10 @@ def test_annealing_takes_learning_rates_to_0_and_beta_falls_with_the_points_lost
         assert run.lost == pytest.approx(1 if games == 0 else 0.905)
         rollout = rollouts[3]
         returns = a3c_pong.lambda_returns(rollout.rewards, ends(rollout), 0.9, 1.0)
-        before = sparse.values(sparse.globalnet)
+        before = sparse.values()
         globalnet.beta = beta
-        sparse.locals[0].update_global(rollout, returns)
-        after.append({k: v - before[k] for k, v in sparse.values(sparse.globalnet).items()})
+        sparse.AC.update_global(sparse.locals[0], rollout, returns)
+        after.append({k: v - before[k] for k, v in sparse.values().items()})
     for name, expected in after[0].items():
         np.testing.assert_allclose(after[1][name], expected, rtol=1e-4, atol=1e-12)
         assert not after[2][name].any()
@@ -302,20 +308,19 @@ def test_annealing_takes_learning_rates_to_0_and_beta_falls_with_the_points_lost
 def test_probability_zero_gives_no_nan(tf, rollouts):
     """The chapter's log(0) turns all weights into NaN."""
     sparse = Sparse(tf, 1, a3c_pong.Settings())
-    local = sparse.locals[0]
     certain = np.array([200, 0, 0, 0, 0, 0], np.float32)
-    for net in (local, sparse.globalnet):
-        net.params.heads["actor_network"][2].load(certain, sparse.session)
+    sparse.globalnet.params.heads["actor_network"][2].load(certain, sparse.session)
+    sparse.pull_global(0)
     rollout = rollouts[0]._replace(actions=np.full_like(rollouts[0].actions, 3))
-    feed = {local.feeds.rows: rollout.rows, local.s: rollout.states}
-    assert sparse.session.run(local.a_prob, feed)[0, 3] == 0
+    feed = fed(sparse.AC, sparse.locals[0], rollout)
+    assert sparse.session.run(sparse.AC.a_prob, feed)[0, 3] == 0
     sparse.update_global(0, rollout, [1.0] * len(rollout.actions))
-    for name, values in sparse.values(sparse.globalnet).items():
+    for name, values in sparse.values().items():
         assert np.isfinite(values).all(), name
 
 
 def test_initial_weights_have_the_chapter_s_spread(tf):
-    sparse = Sparse(tf, 0, a3c_pong.Settings())
+    sparse = Sparse(tf, 1, a3c_pong.Settings())
     params = sparse.globalnet.params
     kernels = [params.kernel, *(head[1] for head in params.heads.values())]
     values = sparse.session.run(kernels)
@@ -324,12 +329,11 @@ def test_initial_weights_have_the_chapter_s_spread(tf):
 
 def test_the_actors_policy_is_the_local_net_s(tf, rollouts):
     sparse = Sparse(tf, 1, a3c_pong.Settings())
-    local, rollout = sparse.locals[0], rollouts[40]
+    rollout = rollouts[40]
     sparse.update_global(0, rollout, [1.0] * len(rollout.actions))
     sparse.pull_global(0)
     player = pong_actor.Player(None, sparse.policies[0], 0)
-    feed = {local.feeds.rows: rollout.rows, local.s: rollout.states}
-    expected = sparse.session.run(local.a_prob, feed)
+    expected = sparse.session.run(sparse.AC.a_prob, fed(sparse.AC, sparse.locals[0], rollout))
     for state, probabilities in zip(rollout.states, expected):
         weights = np.exp(player.outputs(rollout.rows[state > 0].astype(np.int64)))
         np.testing.assert_allclose(weights / weights.sum(), probabilities, atol=1e-6)

@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from in_process import InProcess
+from in_process import InProcess, fed
 from program import HANGS
 
 import a3c_pong
@@ -67,13 +67,13 @@ def test_it_learns_what_to_do_where(method):
             rewards = (rollout.actions == wanted_actions(rollout)).astype(float).tolist()
             earned.append(np.mean(rewards))
             if number >= 700:
-                feed = {AC.feeds.rows: rollout.rows, AC.s: rollout.states}
-                output = globalnet.session.run(AC.v if method == "a3c" else AC.q, feed)
+                output = AC.v if method == "a3c" else AC.q
+                output = globalnet.session.run(output, fed(AC, worker.local, rollout))
                 values.append(output[:-1].max(axis=1).mean())  # V, or max_a Q
             # the game goes on for ever, as far as these rewards are concerned
             returns = a3c_pong.lambda_returns(rewards, [False] * steps, settings.gamma, AC.lambda_)
-            AC.update_global(rollout, returns)
-            AC.pull_global(worker.actor.policy)
+            AC.update_global(worker.local, rollout, returns)
+            AC.pull_global(worker.local)
             if (T + 20) % 300 < 20:
                 globalnet.refresh_target()
     assert np.mean(earned[:20]) < 0.5

@@ -71,7 +71,7 @@ def test_a_q_network_of_two_frames_is_played_by_epsilon_greedy(tmp_path):
 def play_one(run_folder, seed, epsilon):
     """A game as the protocol says it is played: (score, steps)."""
     policy, _ = playback.load_policy(run_folder)
-    actor = PongActor(pong_actor.game("Pong-v0"), seed, (100, 6400, 300))
+    actor = PongActor(pong_actor.game("Pong-v0"), seed, (100, 6400, 300, 300))
     try:
         for mine, array in zip(actor.policy, policy):
             mine[...] = array

@@ -13,7 +13,7 @@ import sys
 import ale_py
 import numpy as np
 import pytest
-from in_process import InProcess, new_policies
+from in_process import InProcess, new_locals
 from program import ROOT
 
 import a3c_pong
@@ -198,7 +198,7 @@ def played_rollouts(settings):
     """The rollouts of a game of real play, to its end."""
     inputs = settings.frames * INPUT_SIZE
     game = pong_actor.Game("Pong-v0", num_actions=6, frames_per_step=3.0)
-    sizes = settings.global_iteration_update, inputs, 300
+    sizes = settings.global_iteration_update, inputs, 300, 300
     actor = PongActor(game, [1, 2], sizes, ahead=settings.method == "one-step-sarsa")
     rng, rollouts = np.random.default_rng(0), []
     actor.policy.kernel[...] = rng.normal(0, 0.1, actor.policy.kernel.shape)
@@ -220,27 +220,27 @@ class Real:
 
     def __init__(self, tf, settings):
         self.settings = settings
-        run, workers = InProcess(settings, workers=2, seed=3, play=False).build()
+        run, (worker,) = InProcess(settings, seed=3, play=False).build()
         self.globalnet, self.session = run.globalnet, run.globalnet.session
-        self.locals = [worker.AC for worker in workers]
+        self.AC = worker.AC
+        self.locals, _ = new_locals(self.AC, 2)
         kernel = self.globalnet.params.kernel  # larger, so that some units reach relu6's 6
         kernel.load(4 * self.session.run(kernel), self.session)
-        (self.policy,) = new_policies(settings, 1)
 
     def pull_global(self, worker):
-        self.locals[worker].pull_global(self.policy)
+        self.AC.pull_global(self.locals[worker])
 
     def update_global(self, worker, rollout, steps_done, lost, rate_power=0.0):
-        local, globalnet, settings = self.locals[worker], self.globalnet, self.settings
+        globalnet, settings = self.globalnet, self.settings
         rewards = a3c_pong.learning_rewards(rollout, self.settings.lost_game_reward)
         ends = [self.settings.cut_at_points and reward != 0 for reward in rewards]
         ends[-1] = ends[-1] or rollout.terminal
-        returns = a3c_pong.lambda_returns(rewards, ends, self.settings.gamma, local.lambda_)
+        returns = a3c_pong.lambda_returns(rewards, ends, self.settings.gamma, self.AC.lambda_)
         annealed = share_of_annealing(settings, steps_done)
         annealed = 1 - (1 - annealed) * lost**rate_power
         globalnet.T = annealed * (settings.anneal_steps or 0)  # whose share of it is this again
         globalnet.beta = settings.beta * lost**settings.beta_power
-        local.update_global(rollout, returns)
+        self.AC.update_global(self.locals[worker], rollout, returns)
 
     def refresh_target(self):
         self.globalnet.refresh_target()

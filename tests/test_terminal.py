@@ -49,7 +49,7 @@ def test_a_curve_is_an_area_in_eighths():
 
 @pytest.fixture
 def actor():
-    actor = PongActor(pong_actor.game("Pong-v0"), [1], (20, 12800, 300))  # two frames
+    actor = PongActor(pong_actor.game("Pong-v0"), [1], (20, 12800, 300, 300))  # two frames
     yield actor
     actor.close()
 
