@@ -94,6 +94,12 @@ class Settings:
         "beta is multiplied by (share of recent points lost) ** beta_power; 0: constant [ours]",
         NOT_NEGATIVE,
     )
+    rate_power: float = setting(
+        0.0,
+        "learning rates are multiplied by (share of recent points lost) ** rate_power; 0: constant "
+        "[ours]",
+        NOT_NEGATIVE,
+    )
     lr_q: float = setting(
         0.0001, "learning rate of a Q-network [a3c's; paper: 0.0001 to 0.01]", ABOVE_0
     )
@@ -337,7 +343,7 @@ class ActorCriticNetwork:
         Returns:
             a dict of name -> number if it was measured, else None.
         """
-        feed_dict = self.feeds.values(rollout, returns, self.globalnet.beta)
+        feed_dict = self.feeds.values(rollout, returns, self.globalnet.beta())
         return self.sync.push(local, rollout, feed_dict, game, measure)
 
     def pull_global(self, local):  # run local
@@ -635,7 +641,7 @@ def build(launch):
     with tf.device("/cpu:0"):
         unbuilt = launch.global_network(session)
         with unbuilt.placed():  # here, or on a cluster's parameter servers
-            rate = 1 - unbuilt.annealed
+            rate = unbuilt.rate  # 1, unless they fall
             rmsprop = dict(decay=settings.rmsprop_decay, epsilon=settings.rmsprop_epsilon)
             actor_train = tf.train.RMSPropOptimizer(
                 settings.lr_actor * rate, name="RMSPropOptimiserActor", **rmsprop

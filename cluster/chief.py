@@ -29,7 +29,7 @@ class ChiefNetwork(RemoteNetwork):
 
     def __init__(self, *how):
         super().__init__(*how)
-        self.beta_is_told = False  # the chief knows all games
+        self.lost_is_told = False  # the chief knows all games
         self.kept = None  # the last `Checkpoint`
         self.cut_to = None  # the number of games to which the files must be cut back
 
@@ -86,7 +86,7 @@ class ChiefNetwork(RemoteNetwork):
         for name in [*changeable(self.settings), "run_dir"]:  # no worker's concern
             settings.pop(name)
         board = dict(T=about["agent_steps"], T_max=self.settings.max_steps or 2**62)
-        board.update(joined=about.get("joined", 0), settings=json.dumps(settings), beta=self.beta)
+        board.update(joined=about.get("joined", 0), settings=json.dumps(settings), lost=self.lost)
         link.call("halt")
         values = self.parameters.beginning(board, self.kept.arrays, about["updates"])
         link.call("begin", *values)
@@ -111,7 +111,7 @@ class ChiefNetwork(RemoteNetwork):
         run = self.run
         with self.collecting:  # or the games of two calls might be numbered out of order
             incarnation = self.link.incarnation
-            T, *games = self.link.call("collect", np.int64(incarnation), np.float64(self.beta))
+            T, *games = self.link.call("collect", np.int64(incarnation), np.float64(self.lost))
             self.saw(int(T), incarnation)
             with run.lock:
                 for T, worker, score, reward in zip(*games):
@@ -121,7 +121,7 @@ class ChiefNetwork(RemoteNetwork):
     def _send_again(self):
         """Go back to the last checkpoint, the curve too."""
         run, about = self.run, self.kept.about
-        with run.lock:  # before the workers begin: beta depends on the curve
+        with run.lock:  # before the workers begin: their beta depends on the curve
             del run.episodes[about["games"] :]
             run.look_back()
         self._send()

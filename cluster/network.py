@@ -14,13 +14,13 @@ import numpy as np
 from cluster.link import Held, Link, Lost
 from cluster.parameters import Parameters
 from pong_actor import PolicyWeights
-from runtime.global_network import LocalCopy, share_of_annealing
+from runtime.global_network import LocalCopy, Schedule
 from runtime.graph import make_callable
 
 NEVER = 2**62  # an update's number, after which no row has changed
 
 
-class RemoteNetwork:
+class RemoteNetwork(Schedule):
     """The global network on parameter servers."""
 
     dtype = "float32"
@@ -36,11 +36,10 @@ class RemoteNetwork:
         self.parameters = Parameters(settings, cluster)
         self.link = Link(cluster, self.parameters)
         self.session, self.settings = session, settings
-        self.annealed = self.parameters.net.annealed
+        self.rate = self.parameters.net.rate
         self.lock = threading.Lock()
-        self.incarnation = self.T = 0
-        self.beta = settings.beta
-        self.beta_is_told = True  # by the chief, who knows all games
+        self.incarnation = 0
+        self.lost_is_told = True  # by the chief, who knows all games
 
     def placed(self):
         """Enter the graph of the parameter servers, and a device there."""
@@ -181,19 +180,19 @@ class RemoteConnection:
             gradients = values[len(figures) :]
         else:
             gradients = self._gradients(*fed)
-        annealed = np.float32(share_of_annealing(globalnet.settings, globalnet.T))
+        rate = np.float32(globalnet.rate_now())
         records = [[field] for field in game] if game else ([], [], [])
         kinds = object, np.int64, np.float64
         ended = (np.array(record, kind) for record, kind in zip(records, kinds))
         since = local.pulled_at - 1 if self.keeps_answer else NEVER
         steps = np.int64(len(rollout.actions))
-        fed = rollout.rows, rollout.states, *gradients, annealed, steps, *ended, np.int64(since)
+        fed = rollout.rows, rollout.states, *gradients, rate, steps, *ended, np.int64(since)
         answer = self.link.exchange(np.int64(local.incarnation), *fed)
         if answer:
-            T, _, beta, *answer = answer
+            T, _, lost, *answer = answer
             globalnet.saw(int(T), local.incarnation)
-            if globalnet.beta_is_told:
-                globalnet.beta = float(beta)
+            if globalnet.lost_is_told:
+                globalnet.lost = float(lost)
         local.answer = answer if self.keeps_answer else None
         return figures
 

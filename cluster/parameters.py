@@ -24,7 +24,7 @@ class Board:
                 self.T, self.T_max = number("T"), number("T_max")
                 self.joined = number("joined")  # worker processes so far
                 self.beat = tf.get_variable("beat", [], tf.float64)  # the chief's, by this clock
-                self.beta = tf.get_variable("beta", [], tf.float64)  # which the chief knows
+                self.lost = tf.get_variable("lost", [], tf.float64)  # which the chief knows
                 self.settings = tf.get_variable("settings", [], tf.string, tf.zeros_initializer)
                 self.ended = tf.get_variable("ended", [], tf.string, tf.zeros_initializer)
             self.variables = tf.global_variables()
@@ -161,9 +161,9 @@ class Parameters(Board):
         age = tf.timestamp() - self.beat.read_value()
         with tf.control_dependencies([T]):
             pulled = self._build_pull(since)
-        fed = [self.mine, rows, states, pixels_grad, *grads, self.net.annealed, steps, *ended]
+        fed = [self.mine, rows, states, pixels_grad, *grads, self.net.rate, steps, *ended]
         fed.append(since)
-        self.calls["exchange"] = [T, age, self.beta.read_value(), *pulled], fed
+        self.calls["exchange"] = [T, age, self.lost.read_value(), *pulled], fed
         self.calls["pull"] = self._build_pull(since), [since]
 
     def _update(self, before, rows, s, pixels_grad, grads):
@@ -219,7 +219,7 @@ class Parameters(Board):
 
     def _build_chiefs(self):
         """Build the calls that only the chief makes."""
-        value, beta = tf.placeholder(tf.int64, [], "value"), tf.placeholder(tf.float64, [], "beta")
+        value, lost = tf.placeholder(tf.int64, [], "value"), tf.placeholder(tf.float64, [], "lost")
         beats = self.beat.assign(tf.timestamp()).op
 
         def halt():
@@ -237,9 +237,9 @@ class Parameters(Board):
 
         same = tf.equal(self.incarnation.read_value(), self.mine)
         with tf.control_dependencies([tf.raw_ops.Assert(condition=same, data=["another"]), beats]):
-            T, told = self.T.read_value(), self.beta.assign(beta).op
+            T, told = self.T.read_value(), self.lost.assign(lost).op
             games = self.games.dequeue_many(self.games.size())
-        self.calls["collect"] = [T, *games, told], [self.mine, beta]
+        self.calls["collect"] = [T, *games, told], [self.mine, lost]
 
         def copy():
             numbers = [v.read_value() for v in (self.incarnation, self.T, self.updates)]

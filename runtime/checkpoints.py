@@ -134,7 +134,8 @@ OLD_SETTINGS = {
     "max_episodes": "max_global_episodes",
     "steps_per_update": "global_iteration_update",
 }
-NEW_SETTINGS = {"pull": "after"}  # what earlier versions did, which did not have the setting
+# what earlier versions did, which did not have the setting
+NEW_SETTINGS = {"pull": "after", "rate_power": 0.0}
 # parts of an array's name, which are looked for in this order
 OLD_ARRAYS = {
     "W_0/globalnet/": "globalnet/",

@@ -8,7 +8,7 @@ While the graph is built, the global network gives the operations that push and 
 
     placed()            the graph and device on which to make its optimizers
     build(...)          its variables, from names, shapes and rates
-    annealed            placeholder: the share of the way to 0 that the learning rates have gone
+    rate                placeholder: what the learning rates are multiplied by
     local_params()      placeholders for a worker's local copy
     target_params(rows) the target network
     push(), push_rows() the operations (in a cluster, the fetches) that push gradients
@@ -17,7 +17,8 @@ While the graph is built, the global network gives the operations that push and 
 While it is trained:
 
     local_copy(policy)  a worker's own weights
-    T, beta             the steps of all workers together, and the entropy's weight by now
+    T, lost             the steps of all workers together, and the share of recent points lost
+    beta(), rate_now()  what follows from them: the entropy's weight, and the value of `rate`
     diverged()          whether the weights are NaN, infinite or huge
     count(...)          count the steps of a rollout
     refresh_target()    copy the weights to the target network
@@ -134,9 +135,21 @@ def new_params(inputs, heads, dtype, w_init=None):
     return Params(kernel, params)
 
 
-def share_of_annealing(settings, T):
-    """Return the share of the way to 0 that the learning rates have gone after T steps, 0 to 1."""
-    return min(1, T / settings.anneal_steps) if settings.anneal_steps else 0
+class Schedule:
+    """What a run has come to, and the numbers of an update that depend on it."""
+
+    T = 0  # the steps of all workers together
+    lost = 1.0  # the share of recent points lost: 1 at a score of -21, 0 at 21
+
+    def beta(self):
+        """Return the weight of the entropy."""
+        return self.settings.beta * self.lost**self.settings.beta_power
+
+    def rate_now(self):
+        """Return what the learning rates are multiplied by, 0 to 1."""
+        annealed = self.T / self.settings.anneal_steps if self.settings.anneal_steps else 0
+        # without a least share the rates would be 0 once every point is won
+        return max(0, 1 - annealed) * max(self.lost, 0.01) ** self.settings.rate_power
 
 
 class GlobalVariables:
@@ -144,7 +157,7 @@ class GlobalVariables:
 
     def __init__(self, settings, dtype="float32"):
         self.settings, self.dtype = settings, dtype
-        self.annealed = tf.placeholder(tf.float32, [], "annealed")  # 0 to 1
+        self.rate = tf.placeholder(tf.float32, [], "rate")  # 0 to 1
         self.target = None
 
     def build(self, scope, heads, optimizers, w_init, has_target):
@@ -165,7 +178,7 @@ class GlobalVariables:
             self.kernel_train = RowRMSProp(
                 self.params.kernel,
                 np.concatenate(rates),
-                1 - self.annealed,
+                self.rate,
                 settings.rmsprop_decay,
                 settings.rmsprop_epsilon,
             )
@@ -207,7 +220,7 @@ class GlobalVariables:
         return {name: v for name, v in every.items() if name.startswith(f"{self.scope}/")}
 
 
-class GlobalNetwork(GlobalVariables):
+class GlobalNetwork(Schedule, GlobalVariables):
     """The global network of this process."""
 
     ended = None  # in a cluster: why the run is over, or None
@@ -215,8 +228,6 @@ class GlobalNetwork(GlobalVariables):
     def __init__(self, session, settings, dtype="float32"):
         super().__init__(settings, dtype)
         self.session = session
-        self.T = 0
-        self.beta = settings.beta
 
     def placed(self):
         """Enter the graph and the device of its variables and optimizers: the present ones."""
@@ -356,7 +367,7 @@ class Connection:
         """
         self.globalnet, self.figures = globalnet, list(figures)
         session, rows = globalnet.session, feeds[0]
-        feeds = [*feeds, params.kernel, *params.others(), globalnet.annealed]
+        feeds = [*feeds, params.kernel, *params.others(), globalnet.rate]
         self._push = make_callable(session, push, feeds)
         self._push_and_measure = make_callable(session, [*figures.values(), *push], feeds)
         others = [variable.read_value() for variable in globalnet.params.others()]
@@ -377,8 +388,7 @@ class Connection:
             a dict of name -> number if it was measured, else None.
         """
         globalnet, figures = self.globalnet, None
-        annealed = share_of_annealing(globalnet.settings, globalnet.T)
-        fed = *feed_dict, *local.values(rollout.rows), np.float32(annealed)
+        fed = *feed_dict, *local.values(rollout.rows), np.float32(globalnet.rate_now())
         globalnet.row_log.begin_update(rollout.rows, globalnet.catch_up)
         if measure:
             figures = dict(zip(self.figures, map(float, self._push_and_measure(*fed))))

@@ -96,7 +96,6 @@ class Run:
         self.coordinator = tf.train.Coordinator()
         self.lock, self.gate = threading.Lock(), Gate()
         self.episodes = []  # the curve, a list of `Episode`
-        self.lost = 1.0  # moving share of points lost: 1 at a score of -21, 0 at 21
         self.notices = [] if notices is None else notices
         self.seconds_before = 0.0  # when the run was resumed
         self.measures = True  # whether updates are measured now and then
@@ -169,15 +168,13 @@ class Run:
         self.look_back()
 
     def look_back(self):
-        """Compute the share of points lost, and beta, from the curve."""
-        self.lost = 1.0
-        self.globalnet.beta = self.settings.beta
+        """Compute the share of points lost from the curve."""
+        self.globalnet.lost = 1.0
         for episode in self.episodes:
             self._see(episode.score)
 
     def _see(self, score):
-        self.lost = 0.9 * self.lost + 0.1 * (21 - score) / 42
-        self.globalnet.beta = self.settings.beta * self.lost**self.settings.beta_power
+        self.globalnet.lost = 0.9 * self.globalnet.lost + 0.1 * (21 - score) / 42
 
     # ------------------------------------------------------------------------------------ measuring
 

@@ -10,7 +10,11 @@ ARRAYS = {
     "row_log/touched_by": np.arange(3),
     "curve/worker": np.array(["W_0", "W_10"]),
 }
-ABOUT = {"agent_steps": 7, "running": 0.1 + 0.2, "settings": {"seed": None, "pull": "after"}}
+ABOUT = {
+    "agent_steps": 7,
+    "running": 0.1 + 0.2,
+    "settings": {"seed": None, **checkpoints.NEW_SETTINGS},
+}
 
 
 def write(run_folder, *names):

@@ -150,7 +150,7 @@ SAYS_ITS_BETA = """if True:  # the script, but that a worker process ends with i
     from cluster.launch import Follower
     plot = Follower.plot
     def saying(follower):
-        print("its beta:", follower.run.globalnet.beta)
+        print("its beta:", follower.run.globalnet.beta())
         return plot(follower)
     Follower.plot = saying
     sys.exit(a3c_pong.main(sys.argv[1:]))"""

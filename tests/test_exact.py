@@ -190,7 +190,8 @@ def test_a_worker_pulls_when_it_is_told_to(tf, pull):
         reference, play = DenseA3C(tf, values_of(run.globalnet), 1, settings), worker.play
 
         def noted():
-            policy = worker.actor.policy.kernel.copy(), worker.actor.policy.head_bias.copy()
+            kernel, _, _, head_bias = worker.actor.policy
+            policy = kernel[:, :300].copy(), head_bias.copy()
             rollout = play()
             played.append((policy, copied(rollout)))
             return rollout
@@ -277,30 +278,34 @@ def test_measuring_an_update_gives_its_figures_and_changes_nothing(tf, rollouts)
         assert all(map(np.array_equal, ours, theirs))
 
 
-def test_annealing_takes_learning_rates_to_0_and_beta_falls_with_the_points_lost(tf, rollouts):
+def test_learning_rates_fall_with_steps_or_with_points_lost_and_beta_with_points_lost(tf, rollouts):
     """Half annealed is as good as half the learning rates, and beta as that of half the points."""
     half = dict(lr_actor=0.5e-4, lr_critic=1e-4, beta=0.125)
     full = dict(lr_actor=1e-4, lr_critic=2e-4, beta=0.5, beta_power=2.0, anneal_steps=2000)
+    lost = full | dict(rate_power=1.0)  # half of the points: 400 games that end 0 : 0
     after = []
-    for settings, steps, games in (half, 0, 9), (full, 1000, 400), (full, 2000, 400), (full, 0, 0):
+    for settings, steps, games in (
+        (half, 0, 9), (full, 1000, 400), (full, 2000, 400), (full, 0, 0), (lost, 0, 400)
+    ):  # fmt: skip
         sparse = Sparse(tf, 1, a3c_pong.Settings(**settings), double=True)
         globalnet = sparse.globalnet
         run = a3c_pong.Run(sparse.settings, globalnet)
         globalnet.T = steps
         for _ in range(games):
             run.count(0, ("W_0", 0, 0))
-        beta = globalnet.beta
+        share = globalnet.lost
         del run.episodes[2:]
         run.look_back()
-        assert run.lost == pytest.approx(1 if games == 0 else 0.905)
+        assert globalnet.lost == pytest.approx(1 if games == 0 else 0.905)
         rollout = rollouts[3]
         returns = a3c_pong.lambda_returns(rollout.rewards, ends(rollout), 0.9, 1.0)
         before = sparse.values()
-        globalnet.beta = beta
+        globalnet.lost = share
         sparse.AC.update_global(sparse.locals[0], rollout, returns)
         after.append({k: v - before[k] for k, v in sparse.values().items()})
     for name, expected in after[0].items():
-        np.testing.assert_allclose(after[1][name], expected, rtol=1e-4, atol=1e-12)
+        for same in after[1], after[4]:
+            np.testing.assert_allclose(same[name], expected, rtol=1e-4, atol=1e-12)
         assert not after[2][name].any()
         assert np.abs(after[3][name] - expected).max() > 1e-6
 
