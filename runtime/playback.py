@@ -24,7 +24,7 @@ import pong_actor
 from pong_actor import Player, PolicyWeights, Pong, make_env
 from preprocessing import SCREEN_SHAPE
 from runtime import checkpoints
-from runtime.actors import ActorDied, PongActor, ScreenHangs
+from runtime.actors import ActorDied, PongActor, ScreenHangs, screens
 from runtime.command_line import fail
 from runtime.cores import usable_cores
 from runtime.display import TerminalView
@@ -126,7 +126,8 @@ def play(path, render, seed, console):
     why_not = {"window": "there is no screen to open a window on"}
     why_not["terminal"] = TerminalView.why_not(console)
     for place, show in ("window", play_in_window), ("terminal", play_in_terminal):
-        if render not in (place, "auto") or (place == "terminal" and why_not[place]):
+        impossible = why_not[place] if place == "terminal" else not screens()
+        if impossible or render not in (place, "auto"):
             continue
         window = window_of(path) if place == "window" else None
         with actor_with(policy, game, [seed], window) as actor:
