@@ -270,7 +270,7 @@ class ActorCriticNetwork:
         self.globalnet = globalnet
         self.lambda_ = settings.gae_lambda
         with tf.name_scope("local"):
-            self.params = globalnet.local_params()
+            self.params = globalnet.local_params()  # fed; of the kernel, rows [U, 400]
             self.feeds = feeds = RolloutFeeds(globalnet.dtype, sums=settings.loss == "sum")
             self.s, self.a_his = feeds.s, feeds.a_his
             self.a_prob, self.v, self.a_params, self.c_params = self._build_net()
@@ -306,7 +306,7 @@ class ActorCriticNetwork:
                 [self.kernel_grad, *self.a_grads, *self.c_grads]
             ),
         }
-        with tf.name_scope("sync"):  # push: the gradients; pull: into self.params
+        with tf.name_scope("sync"):  # push: the gradients; pull: into a LocalCopy
             # the kernel's gradient, by its row-wise RMSProp; a cluster sends the two factors
             push = globalnet.push_rows(feeds.rows, self.s, self.pixels_grad)
             push += globalnet.push("actor_network", self.a_grads)  # by actor_train

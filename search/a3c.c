@@ -24,10 +24,10 @@
 //
 // mean         1: the loss is the mean over a rollout's steps; 0: the sum
 // method       0: a3c, 1: one-step Q, 2: one-step SARSA, 3: n-step Q
-// pull         0: after a worker's update, as in the chapter; 1: before the update, not after it
+// pull         0: after a worker's update, as in the chapter; 1: before the update, not after it;
+//              2: before and after
 // lag          other workers' updates between a worker's gradients and its update, as on many cores
 // rate_power   the learning rates are multiplied by (share of points lost, at least 0.01) ** it
-// clip         greatest norm of the gradient; 0: none
 // normalise    1: a rollout's advantages get mean 0 and deviation 1 for the actor;
 //              2: they are divided by their recent root mean square
 // average      decay, per update, of a mean of the weights, which plays the `eval` games; 0: none
@@ -41,7 +41,7 @@
     X(lost_game_reward, 0) X(mean, 0) X(beta, .02) X(beta_power, 3) X(lr_actor, 5e-4)         \
     X(lr_critic, 2e-3) X(anneal_steps, 0) X(rmsprop_decay, .975) X(rmsprop_epsilon, 5e-5)     \
     X(method, 0) X(lr_q, 1e-4) X(target_steps, 10e3) X(epsilon_frames, 4e6)                   \
-    X(pull, 0) X(lag, 0) X(rate_power, 0) X(clip, 0) X(normalise, 0) X(average, 0)            \
+    X(pull, 0) X(lag, 0) X(rate_power, 0) X(normalise, 0) X(average, 0)                       \
     X(every, 50e3) X(eval, 0) X(eval_every, 0)
 static struct {
 #define DECLARE(name, value) double name;
@@ -498,22 +498,6 @@ static void scale(float *numbers, size_t n, float factor) {
     for (size_t i = 0; i < n; i++) numbers[i] *= factor;
 }
 
-static double squared(const float *numbers, size_t n) {
-    float sum = 0;
-    for (size_t i = 0; i < n; i++) sum += numbers[i] * numbers[i];
-    return sum;
-}
-
-// Cut them, all together one vector, to the length option.clip.
-static void clip(Gradients *g) {
-    float *parts[] = {g->kernel, g->bias, g->heads, g->head_bias};
-    size_t sizes[] = {(size_t)g->rows * UNITS, UNITS, HEADS, ACTIONS + 1};
-    double square = 0;
-    for (int i = 0; i < 4; i++) square += squared(parts[i], sizes[i]);
-    if (square <= option.clip * option.clip) return;
-    for (int i = 0; i < 4; i++) scale(parts[i], sizes[i], option.clip / sqrt(square));
-}
-
 static double lost = 1;  // the share of points lost lately
 
 // Compute the gradients of a worker's rollout; the sum of the policy's entropies.
@@ -541,7 +525,6 @@ static double learn(Worker *worker, double steps_done, Gradients *to) {
         add_head_gradients(&rollout[t], worker->heads, by_output, to, by_layer + t * UNITS);
     }
     find_row_gradients(rollout, n, by_layer, to);
-    if (option.clip > 0) clip(to);
     return entropy;
 }
 
@@ -718,10 +701,10 @@ int main(int count, char **arguments) {
         int steps = worker->steps, over = worker->game.over, game_score = worker->game.score;
         if (option.pull) pull(worker);
         entropy += learn(worker, done, &pending[i % (lag + 1)]);
-        if (option.pull) play_rollout(worker, done);
+        if (option.pull == 1) play_rollout(worker, done);
         if (i >= lag) {
             push(&pending[(i - lag) % (lag + 1)]);
-            if (!option.pull) play_rollout(&workers[(i - lag) % count_of_workers], done);
+            if (option.pull != 1) play_rollout(&workers[(i - lag) % count_of_workers], done);
         }
         double before = done;
         done += steps, since += steps;

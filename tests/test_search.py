@@ -255,7 +255,7 @@ class Ours:
 
     def __init__(self, library, settings, weights):
         self.library = library
-        same = settings.keys() - {"loss", "max_steps", "method"}
+        same = settings.keys() - {"loss", "max_steps", "method", "pull"}
         options = {"rate_power": 0} | {name: settings[name] or 0 for name in same}
         options["mean"] = settings["loss"] == "mean"
         options["method"] = METHODS.index(settings.get("method", "a3c"))
