@@ -240,7 +240,7 @@ class ActorCriticNetwork:
     """The chapter's network, as a worker has it: an actor, the policy, and a critic.
 
     The chapter builds this graph once for each worker. Here all workers share it, and each feeds
-    it the weights of its own `LocalCopy`. So 64 workers start as soon as one.
+    it the weights of its own `LocalCopy`. So more workers take no more time to build.
 
     The first layers of actor and critic see the same pixels. So their kernels stand side by side in
     one variable, `kernel`, and a row of it is one stretch of memory. All else is apart.
@@ -531,7 +531,7 @@ class Worker:
     """A thread's agent: a local network, and an actor process that plays with its policy."""
 
     def __init__(self, name, AC, actors, run):
-        """Start without an actor, and without the local copy, which is in its memory.
+        """Start without an actor, whose memory holds the local copy.
 
         Args:
             name: "W_n".

@@ -279,7 +279,10 @@ def test_measuring_an_update_gives_its_figures_and_changes_nothing(tf, rollouts)
 
 
 def test_learning_rates_fall_with_steps_or_with_points_lost_and_beta_with_points_lost(tf, rollouts):
-    """Half annealed is as good as half the learning rates, and beta as that of half the points."""
+    """Half annealed, or half of the points lost, is as good as half the learning rates.
+
+    The same holds for beta and half of the points.
+    """
     half = dict(lr_actor=0.5e-4, lr_critic=1e-4, beta=0.125)
     full = dict(lr_actor=1e-4, lr_critic=2e-4, beta=0.5, beta_power=2.0, anneal_steps=2000)
     lost = full | dict(rate_power=1.0)  # half of the points: 400 games that end 0 : 0
