@@ -94,10 +94,13 @@ class Settings:
         "beta is multiplied by (share of recent points lost) ** beta_power; 0: constant [ours]",
         NOT_NEGATIVE,
     )
+    rate_falls_below: float = setting(
+        1.0, "share of recent points lost, below which the learning rates fall [ours]", ABOVE_0
+    )
     rate_power: float = setting(
         0.0,
-        "learning rates are multiplied by (share of recent points lost) ** rate_power; 0: constant "
-        "[ours]",
+        "there they are multiplied by (share of recent points lost / rate_falls_below) ** "
+        "rate_power; 0: they are constant [ours]",
         NOT_NEGATIVE,
     )
     lr_q: float = setting(
@@ -155,27 +158,40 @@ class Settings:
     )
 
 
-# Each preset lists the settings that it changes.
+# What `--preset rally` changes. Every point is an episode of its own, and a rollout holds the rally
+# before it.
+RALLY = dict(
+    frames=2,
+    global_iteration_update=120,
+    cut_at_points=True,
+    lost_game_reward=None,
+    gamma=1.0,
+    loss="sum",
+    rmsprop_decay=0.975,
+    rmsprop_epsilon=5e-5,
+    pull="before",
+    max_steps=10_000_000,
+)
+# Each preset lists the settings that it changes for a method.
 PRESETS = {
     "chapter": {},
-    # Every point is an episode of its own, a rollout holds the rally before it, and the policy
-    # explores for as long as it loses.
-    "rally": dict(
-        frames=2,
-        global_iteration_update=120,
-        cut_at_points=True,
-        lost_game_reward=None,
-        gamma=1.0,
-        gae_lambda=0.95,
-        loss="sum",
-        rmsprop_decay=0.975,
-        rmsprop_epsilon=5e-5,
-        lr_actor=5e-4,
-        lr_critic=2e-3,
-        beta=0.02,
-        beta_power=3.0,
-        max_steps=10_000_000,
-    ),
+    "rally": {
+        # The policy explores for as long as it loses.
+        "a3c": RALLY
+        | dict(
+            gae_lambda=0.95,
+            lr_actor=5e-4,
+            lr_critic=2e-3,
+            beta=0.02,
+            beta_power=3.0,
+            rate_falls_below=0.25,
+            rate_power=0.5,
+        ),
+        "n-step-q": RALLY | dict(lr_q=5e-4),
+        # What a stroke earns comes back over some 50 targets, a step each; they must be renewed.
+        "one-step-q": RALLY | dict(gamma=0.99, lr_q=1e-3, target_steps=2000),
+        "one-step-sarsa": RALLY | dict(gamma=0.99, lr_q=1e-3, target_steps=2000),
+    },
 }
 
 # The chapter's preprocessing_image is in preprocessing.py, with active_pixels, its fast twin.

@@ -135,7 +135,7 @@ OLD_SETTINGS = {
     "steps_per_update": "global_iteration_update",
 }
 # what earlier versions did, which did not have the setting
-NEW_SETTINGS = {"pull": "after", "rate_power": 0.0}
+NEW_SETTINGS = {"pull": "after", "rate_falls_below": 1.0, "rate_power": 0.0}
 # parts of an array's name, which are looked for in this order
 OLD_ARRAYS = {
     "W_0/globalnet/": "globalnet/",

@@ -97,7 +97,7 @@ def parse(Settings, presets, description, arguments=None):
 
     Args:
         Settings: the dataclass of settings.
-        presets: dict of the name of a preset -> dict of settings.
+        presets: dict of the name of a preset -> method -> dict of settings.
         description: text for --help.
         arguments: list of strings; None: those of the process.
 
@@ -121,7 +121,8 @@ def parse(Settings, presets, description, arguments=None):
             given[field.name] = getattr(command, field.name)
             delattr(command, field.name)
     if "preset" in given:
-        given = {"preset": given["preset"]} | presets[given["preset"]] | given
+        preset = presets[given["preset"]].get(given.get("method", Settings.method), {})
+        given = {"preset": given["preset"]} | preset | given
     try:
         check(Settings(**given))
         check_command(command, given)

@@ -63,7 +63,7 @@ class CurvePlot:
         (self.score,) = self.score_axes.plot([], [], color="C0", label="moving mean")
         (self.reward,) = self.reward_axes.plot([], [], color="C1")
         self.score_axes.set(ylabel="true score")
-        self.score_axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+        figure.legend(loc="outside upper center", ncols=2, frameon=False)
         self.reward_axes.set(xlabel="step", ylabel="Total moving reward")  # the chapter's words
         self.reward_axes.xaxis.get_major_locator().set_params(integer=True)
         for axes in self.score_axes, self.reward_axes:

@@ -9,7 +9,7 @@
 // rollout with it, and the gradients are computed from it. So the worker plays that rollout at the
 // moment of the pull, with the global weights themselves, and keeps the rollout until its next
 // turn. Of the weights nothing has to be copied but the heads. The networks, returns, losses and
-// RMSProp are a3c_pong.py's; no game is cut off by a frame limit. A seed gives the same run again.
+// RMSProp are a3c_pong.py's. A seed gives the same run again.
 //
 // Every `every` steps it prints a line "steps score entropy games": the moving true score, and the
 // policy's mean entropy since the line before.
@@ -27,9 +27,8 @@
 // pull         0: after a worker's update, as in the chapter; 1: before the update, not after it;
 //              2: before and after
 // lag          other workers' updates between a worker's gradients and its update, as on many cores
-// rate_power   the learning rates are multiplied by (share of points lost, at least 0.01) ** it
-// normalise    1: a rollout's advantages get mean 0 and deviation 1 for the actor;
-//              2: they are divided by their recent root mean square
+// rate_power   the learning rates are multiplied by (share of points lost / rate_falls_below, from
+//              0.01 to 1) ** it
 // average      decay, per update, of a mean of the weights, which plays the `eval` games; 0: none
 // eval         games to play at the end, with sampled and with greedy actions (Q methods: greedy)
 // eval_every   steps after which the games are played on the way, too; 0: never
@@ -39,9 +38,10 @@
     X(seed, 1) X(steps, 10e6) X(workers, 2) X(frames, 2) X(global_iteration_update, 120)      \
     X(gamma, 1) X(gae_lambda, .95) X(cut_at_points, 1)                                        \
     X(lost_game_reward, 0) X(mean, 0) X(beta, .02) X(beta_power, 3) X(lr_actor, 5e-4)         \
-    X(lr_critic, 2e-3) X(anneal_steps, 0) X(rmsprop_decay, .975) X(rmsprop_epsilon, 5e-5)     \
+    X(lr_critic, 2e-3) X(rate_falls_below, .25) X(rate_power, .5) X(anneal_steps, 0)          \
+    X(rmsprop_decay, .975) X(rmsprop_epsilon, 5e-5)                                           \
     X(method, 0) X(lr_q, 1e-4) X(target_steps, 10e3) X(epsilon_frames, 4e6)                   \
-    X(pull, 0) X(lag, 0) X(rate_power, 0) X(normalise, 0) X(average, 0)                       \
+    X(pull, 1) X(lag, 0) X(average, 0)                                                        \
     X(every, 50e3) X(eval, 0) X(eval_every, 0)
 static struct {
 #define DECLARE(name, value) double name;
@@ -64,6 +64,7 @@ enum { A3C, ONE_STEP_Q, ONE_STEP_SARSA, N_STEP_Q };  // option.method
 enum { ACTOR = 300, CRITIC = 100, UNITS = ACTOR + CRITIC, ACTIONS = 6 };
 enum { HEADS = ACTIONS * ACTOR + CRITIC };  // weights of the actor's six outputs, then the critic's
 enum { INPUT_SIZE = 80 * 80, MAX_FRAMES = 3, MAX_STEPS = 2000 };
+enum { GAME_FRAMES = 108000 };  // after which ALE cuts a game off
 // In play some 40 pixels are on; more where colours cycle, long after a game.
 enum { MAX_SEEN = 95, MAX_INPUTS = MAX_FRAMES * MAX_SEEN };
 
@@ -100,7 +101,7 @@ static void seed_randomness(uint64_t s) {
 
 typedef struct {
     Pong pong;
-    int last_action, over, score;
+    int last_action, over, score, frames;
     int seen[MAX_FRAMES][MAX_SEEN], seen_count[MAX_FRAMES];  // newest first
     int state[MAX_INPUTS], state_count;                      // the active inputs
     long total_steps;
@@ -126,7 +127,7 @@ static void see(Game *game, int first) {
 
 static void new_game(Game *game) {
     pong_reset(&game->pong);
-    game->last_action = game->over = game->score = 0;
+    game->last_action = game->over = game->score = game->frames = 0;
     see(game, 1);
 }
 
@@ -138,7 +139,8 @@ static int play(Game *game, int action) {
         reward += pong_act(&game->pong, game->last_action);
     }
     see(game, 0);
-    game->over = game->pong.over;
+    game->frames += count;
+    game->over = game->pong.over || game->frames >= GAME_FRAMES;
     game->score += reward;
     return reward;
 }
@@ -335,7 +337,7 @@ static void play_rollout(Worker *worker, double steps_done) {
     look(&worker->rollout[n], game, &global);
     if (option.method == ONE_STEP_SARSA)
         worker->rollout[n].action = chosen(&worker->rollout[n], epsilon);
-    worker->steps = n, worker->terminal = game->over;
+    worker->steps = n, worker->terminal = game->pong.over;
     memcpy(worker->heads, global.heads, sizeof global.heads);
 }
 
@@ -393,26 +395,9 @@ static void find_returns(const Step *rollout, int n, int terminal, float *return
     }
 }
 
-// What the actor learns from: by how much returns are better than the critic's values.
-static void find_advantages(const Step *rollout, int n, const float *returns, float *advantages) {
-    static double recent = 1;
-    double mean = 0, square = 0;
-    for (int t = 0; t < n; t++) {
-        advantages[t] = returns[t] - rollout[t].value;
-        mean += advantages[t] / n;
-        square += advantages[t] * advantages[t] / n;
-    }
-    if (option.normalise == 0) return;
-    recent = .99 * recent + .01 * square;
-    if (option.normalise == 2) mean = 0, square = recent;
-    for (int t = 0; t < n; t++)
-        advantages[t] = (advantages[t] - mean) / (sqrt(fmax(0, square - mean * mean)) + 1e-3);
-}
-
 // The losses' gradients by a step's outputs, the value's last: (G - V) ** 2, and
-// -log p(a) advantage - beta * entropy with entropy = -sum p log(p + 1e-5), which is returned.
-static double output_gradients(const Step *step, float td, float advantage, double beta,
-                               float *by_output) {
+// -log p(a) td - beta * entropy with entropy = -sum p log(p + 1e-5), which is returned.
+static double output_gradients(const Step *step, float td, double beta, float *by_output) {
     const float *p = step->policy;
     double entropy = 0, mean_slope = 0, slope[ACTIONS];  // of the entropy by each probability
     for (int a = 0; a < ACTIONS; a++) {
@@ -422,7 +407,7 @@ static double output_gradients(const Step *step, float td, float advantage, doub
         mean_slope += p[a] * slope[a];
     }
     for (int a = 0; a < ACTIONS; a++)
-        by_output[a] = (p[a] - (a == step->action)) * advantage -
+        by_output[a] = (p[a] - (a == step->action)) * td -
                        beta * p[a] * (slope[a] - mean_slope);
     by_output[ACTIONS] = -2 * td;
     return entropy;
@@ -502,23 +487,22 @@ static double lost = 1;  // the share of points lost lately
 
 // Compute the gradients of a worker's rollout; the sum of the policy's entropies.
 static double learn(Worker *worker, double steps_done, Gradients *to) {
-    static float returns[MAX_STEPS], advantages[MAX_STEPS], *by_layer;
+    static float returns[MAX_STEPS], *by_layer;
     if (!by_layer) by_layer = new_rows(MAX_STEPS);
     Step *rollout = worker->rollout;
     int n = worker->steps;
     double beta = option.beta * pow(lost, option.beta_power), entropy = 0;
     to->scale = option.anneal_steps ? 1 - fmin(1, steps_done / option.anneal_steps) : 1;
-    to->scale *= pow(fmax(.01, lost), option.rate_power);
+    to->scale *= pow(fmin(1, fmax(.01, lost / option.rate_falls_below)), option.rate_power);
     memset(to->bias, 0, sizeof to->bias);
     memset(to->heads, 0, sizeof to->heads);
     memset(to->head_bias, 0, sizeof to->head_bias);
     if (option.method != A3C) find_target_values(rollout, n);
     find_returns(rollout, n, worker->terminal, returns);
-    if (option.method == A3C) find_advantages(rollout, n, returns, advantages);
     for (int t = 0; t < n; t++) {
         float by_output[ACTIONS + 1], td = returns[t] - rollout[t].value;
         if (option.method == A3C)
-            entropy += output_gradients(&rollout[t], td, advantages[t], beta, by_output);
+            entropy += output_gradients(&rollout[t], td, beta, by_output);
         else
             q_gradients(&rollout[t], returns[t], by_output);
         if (option.mean) scale(by_output, ACTIONS + 1, 1.f / n);

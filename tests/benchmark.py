@@ -194,6 +194,7 @@ CEILING = """if True:
     from in_process import InProcess
     from test_exact import copied
     import a3c_pong
+    from runtime import command_line
 
     class Recorded:  # an actor that costs nothing: it repeats what the real one has played
         window = None
@@ -210,7 +211,9 @@ CEILING = """if True:
             return next(self.rollouts)
 
     preset, number, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    settings = a3c_pong.Settings(**a3c_pong.PRESETS[preset] | dict(seed=1, max_steps=steps))
+    options = f"--preset {preset} --seed 1 --max-steps {steps}".split()
+    _, given = command_line.parse(a3c_pong.Settings, a3c_pong.PRESETS, "", options)
+    settings = a3c_pong.Settings(**given)
     with InProcess(settings, workers=number) as launch:
         run, workers = launch.build()
         for name, actor in launch.actors.items():

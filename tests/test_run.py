@@ -389,7 +389,7 @@ def test_there_is_a_worker_for_each_core_that_may_be_used(start):
     assert run.wait() == 0
     assert run.out.startswith("1 workers on 1 cores\n")
     settings = json.loads((run.folder / "run" / "config.json").read_text())["settings"]
-    expected = {**PRESETS["rally"], "preset": "rally", "gamma": 0.5, "max_steps": 500}
+    expected = {**PRESETS["rally"]["a3c"], "preset": "rally", "gamma": 0.5, "max_steps": 500}
     assert settings.items() >= expected.items()
 
 
@@ -410,13 +410,15 @@ def test_help_mentions_every_setting(start):
     assert options == settings + commands
 
 
-def test_a_preset_is_a_default_for_other_settings():
-    options = "--preset rally --num-workers 1 --gamma 0.5 --max-steps 500"
+@pytest.mark.parametrize("method", a3c_pong.METHODS)
+def test_a_preset_is_a_default_for_other_settings(method):
+    options = f"--preset rally --method {method} --num-workers 1 --gamma 0.5 --max-steps 500"
     _, given = command_line.parse(Settings, PRESETS, "", options.split())
     settings = dataclasses.asdict(Settings(**given))
     assert settings["preset"] == "rally"
     assert settings["num_workers"] == 1
-    preset = PRESETS["rally"]
+    assert settings["method"] == method
+    preset = PRESETS["rally"][method]
     expected = {**preset, "gamma": 0.5, "max_steps": 500}
     assert {name: settings[name] for name in preset} == expected
     chapter = dataclasses.asdict(a3c_pong.Settings())

@@ -184,13 +184,13 @@ def test_the_compiled_game_is_ale_py_s_in_every_frame(library, player, frames, c
 def test_the_compiled_learner_s_defaults_are_the_preset_s():
     text = (SEARCH / "a3c.c").read_text()
     options = dict(re.findall(r"X\((\w+), ([\w.-]+)\)", text))
-    assert PRESETS["rally"].keys() - options == {"loss", "max_steps"}
-    settings = dataclasses.asdict(a3c_pong.Settings(**PRESETS["rally"]))
+    assert PRESETS["rally"]["a3c"].keys() - options == {"loss", "max_steps"}
+    settings = dataclasses.asdict(a3c_pong.Settings(**PRESETS["rally"]["a3c"]))
     for name in settings.keys() & options.keys() - {"workers", "seed"}:
         value = settings[name] or 0
         number = NUMBERED[name].index(value) if name in NUMBERED else value
         assert float(options[name]) == number, name
-    assert PRESETS["rally"]["loss"] == "sum" and options["mean"] == "0"
+    assert PRESETS["rally"]["a3c"]["loss"] == "sum" and options["mean"] == "0"
 
 
 def played_rollouts(settings):
@@ -255,8 +255,10 @@ class Ours:
 
     def __init__(self, library, settings, weights):
         self.library = library
-        same = settings.keys() - {"loss", "max_steps", "method", "pull"}
-        options = {"rate_power": 0} | {name: settings[name] or 0 for name in same}
+        same = settings.keys() | PRESETS["rally"]["a3c"].keys()
+        same -= {"loss", "max_steps", "method", "pull"}
+        full = dataclasses.asdict(a3c_pong.Settings(**settings))
+        options = {name: full[name] or 0 for name in same}
         options["mean"] = settings["loss"] == "mean"
         options["method"] = METHODS.index(settings.get("method", "a3c"))
         for name, value in options.items():
@@ -284,7 +286,7 @@ class Ours:
 OTHERS = dict(
     frames=1, global_iteration_update=50, cut_at_points=False, lost_game_reward=-20,
     gamma=0.9, gae_lambda=1.0, loss="mean", beta_power=0.5, anneal_steps=50_000_000,
-    rate_power=0.2,
+    rate_falls_below=0.5, rate_power=0.2,
 )  # fmt: skip
 
 
@@ -298,14 +300,14 @@ OTHERS = dict(
 )
 @pytest.mark.parametrize("others", [{}, OTHERS], ids=["preset", "others"])
 def test_the_compiled_learner_s_weights_are_a3c_pong_s(tf, library, others, pull, lag):
-    compare_updates(tf, library, PRESETS["rally"] | others, pull, lag)
+    compare_updates(tf, library, PRESETS["rally"]["a3c"] | others, pull, lag)
 
 
 @pytest.mark.parametrize("method", METHODS[1:])
 @pytest.mark.parametrize("others", [{}, OTHERS], ids=["preset", "others"])
 def test_the_compiled_q_methods_weights_are_a3c_pong_s(tf, library, others, method):
     pull = "before" if others else "after"
-    settings = PRESETS["rally"] | others | {"method": method, "lr_q": 3e-3}
+    settings = PRESETS["rally"][method] | others | {"method": method, "lr_q": 3e-3}
     compare_updates(tf, library, settings, pull, lag=0)
 
 
@@ -350,7 +352,8 @@ def compare_updates(tf, library, settings, pull, lag):
 
 
 def test_the_compiled_epsilon_is_a3c_pong_s(library):
-    settings = PRESETS["rally"] | {"method": "one-step-q", "epsilon_frames": 3_000_000}
+    preset = PRESETS["rally"]["one-step-q"]
+    settings = preset | {"method": "one-step-q", "epsilon_frames": 3_000_000}
     settings = a3c_pong.Settings(**settings, seed=1)
     real = a3c_pong.OneStepQ.exploration(settings, 0, 3.0)
     library.set(b"epsilon_frames", 3_000_000)
