@@ -151,7 +151,7 @@ class RemoteConnection:
         self.globalnet, self.link, self.figures = globalnet, globalnet.link, list(figures)
         session = globalnet.session
         for fed in [params, target] if target else [params]:
-            feeds = [*feeds, fed.kernel, *fed.others()]
+            feeds = [*feeds, *fed.all()]
         self._gradients = make_callable(session, push, feeds)
         self._measure = make_callable(session, [*figures.values(), *push], feeds)
         # if a worker pulls before its update, the answer to its last one is too old by then

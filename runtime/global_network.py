@@ -60,6 +60,10 @@ class Params(NamedTuple):
         """Return all parameters but the kernel, in one list."""
         return [param for head in self.heads.values() for param in head]
 
+    def all(self):
+        """Return the kernel and all other parameters, in one list."""
+        return [self.kernel, *self.others()]
+
     def placeholders(self):
         """Return `Params` of placeholders, of which the kernel has only some rows, [U, units]."""
 
@@ -368,7 +372,7 @@ class Connection:
         """
         self.globalnet, self.figures = globalnet, list(figures)
         session, rows = globalnet.session, feeds[0]
-        feeds = [*feeds, params.kernel, *params.others(), globalnet.rate]
+        feeds = [*feeds, *params.all(), globalnet.rate]
         self._push = make_callable(session, push, feeds)
         self._push_and_measure = make_callable(session, [*figures.values(), *push], feeds)
         others = [variable.read_value() for variable in globalnet.params.others()]

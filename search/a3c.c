@@ -24,8 +24,7 @@
 //
 // mean         1: the loss is the mean over a rollout's steps; 0: the sum
 // method       0: a3c, 1: one-step Q, 2: one-step SARSA, 3: n-step Q
-// pull         0: after a worker's update, as in the chapter; 1: before the update, not after it;
-//              2: before and after
+// pull         0: after a worker's update, as in the chapter; 1: before the update, not after it
 // lag          other workers' updates between a worker's gradients and its update, as on many cores
 // rate_power   the learning rates are multiplied by (share of points lost / rate_falls_below, from
 //              0.01 to 1) ** it
@@ -685,10 +684,10 @@ int main(int count, char **arguments) {
         int steps = worker->steps, over = worker->game.over, game_score = worker->game.score;
         if (option.pull) pull(worker);
         entropy += learn(worker, done, &pending[i % (lag + 1)]);
-        if (option.pull == 1) play_rollout(worker, done);
+        if (option.pull) play_rollout(worker, done);
         if (i >= lag) {
             push(&pending[(i - lag) % (lag + 1)]);
-            if (option.pull != 1) play_rollout(&workers[(i - lag) % count_of_workers], done);
+            if (!option.pull) play_rollout(&workers[(i - lag) % count_of_workers], done);
         }
         double before = done;
         done += steps, since += steps;

@@ -65,6 +65,6 @@ def new_locals(AC, number):
 
 def fed(AC, local, rollout):
     """Return what gives the states of a rollout, and a local copy, to the network."""
-    params = [AC.params.kernel, *AC.params.others()]
+    params = AC.params.all()
     states = {AC.feeds.rows: rollout.rows, AC.s: rollout.states}
     return states | dict(zip(params, local.values(rollout.rows)))

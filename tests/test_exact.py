@@ -84,7 +84,7 @@ class Sparse:
 def values_of(globalnet):
     """Name -> array of the global weights."""
     params = globalnet.params
-    return named(*globalnet.session.run([params.kernel, *params.others()]))
+    return named(*globalnet.session.run(params.all()))
 
 
 def named(kernel, *others):

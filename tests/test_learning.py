@@ -31,7 +31,7 @@ def weights_after(steps, seed):
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, cores)
     params = run.globalnet.params
-    return run.globalnet.session.run([params.kernel, *params.others()])
+    return run.globalnet.session.run(params.all())
 
 
 @pytest.mark.slow

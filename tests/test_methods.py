@@ -30,7 +30,7 @@ def rollouts():
 
 
 def q_values(sparse, params):
-    return sparse.session.run([params.kernel, *params.others()])
+    return sparse.session.run(params.all())
 
 
 @pytest.mark.slow

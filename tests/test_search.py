@@ -244,7 +244,7 @@ class Real:
     def weights(self):
         """In the compiled learner's order: kernel, biases, the networks' heads and their biases."""
         params = self.globalnet.params
-        kernel, *params = self.session.run([params.kernel, *params.others()])
+        kernel, *params = self.session.run(params.all())
         biases, heads, head_biases = params[::3], params[1::3], params[2::3]
         heads = [head.T.ravel() for head in heads]
         return [kernel, *map(np.concatenate, (biases, heads, head_biases))]
