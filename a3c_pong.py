@@ -576,13 +576,14 @@ class Worker:
                         buffer_r = learning_rewards(rollout, settings.lost_game_reward)  # the -20
                         v_target = self.returns(rollout, buffer_r)
                         game = self.add_up(rollout, buffer_r)
-                        if settings.pull == "before":  # the gradient is of the newest weights
-                            self.AC.pull_global(self.local)
-                        figures = self.AC.update_global(
-                            self.local, rollout, v_target, game, run.measuring_is_due()
-                        )
-                        if settings.pull == "after":
-                            self.AC.pull_global(self.local)
+                        with run.updating:  # as many threads as cores: more would wait for one
+                            if settings.pull == "before":  # the gradient is of the newest weights
+                                self.AC.pull_global(self.local)
+                            figures = self.AC.update_global(
+                                self.local, rollout, v_target, game, run.measuring_is_due()
+                            )
+                            if settings.pull == "after":
+                                self.AC.pull_global(self.local)
                         # counts T; if a game ended, also global_running_rate and the chapter's line
                         T = run.count(len(buffer_r), game, figures)
                         if T % settings.target_steps < len(buffer_r):

@@ -6,6 +6,7 @@ import threading
 import time
 from typing import NamedTuple
 
+from runtime.cores import usable_cores
 from runtime.curve import Episode
 from runtime.graph import tf
 
@@ -95,6 +96,7 @@ class Run:
         self.settings, self.globalnet = settings, globalnet
         self.coordinator = tf.train.Coordinator()
         self.lock, self.gate = threading.Lock(), Gate()
+        self.updating = threading.Semaphore(usable_cores())
         self.episodes = []  # the curve, a list of `Episode`
         self.notices = [] if notices is None else notices
         self.seconds_before = 0.0  # when the run was resumed
