@@ -351,6 +351,47 @@ def test_the_actors_policy_is_the_local_net_s(tf, rollouts):
         np.testing.assert_allclose(weights / weights.sum(), probabilities, atol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be taken away")
+def test_no_more_threads_are_between_pull_and_push_than_there_are_cores(tf):
+    """Six real workers on one core."""
+    settings, cores = a3c_pong.Settings(max_steps=5000, pull="before", seed=1), allowed_cores()
+    inside, most = set(), [0]
+
+    def noted(function, *, enters):
+        def call(*arguments):
+            if enters:
+                inside.add(threading.get_ident())
+                most[0] = max(most[0], len(inside))
+            result = function(*arguments)
+            if not enters:
+                inside.discard(threading.get_ident())
+            return result
+
+        return call
+
+    os.sched_setaffinity(0, cores[:1])
+    try:
+        with InProcess(settings, workers=6) as launch:
+            run, workers = launch.build()
+            sync = workers[0].AC.sync
+            sync.pull = noted(sync.pull, enters=True)
+            sync.push = noted(sync.push, enters=False)
+            for worker in workers:
+                worker.begin()
+                inside.clear()
+            most[0] = 0
+            threads = [threading.Thread(target=worker.work) for worker in workers]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert run.agent_steps >= 5000
+    assert most == [1]
+
+
 def test_no_update_is_decayed_twice_under_contention(tf):
     """Four threads, overlapping rows, gradient 0: a mean square may miss a decay that another
     thread overwrote, but is never below what its number of updates allows.
