@@ -96,6 +96,7 @@ class Run:
         self.settings, self.globalnet = settings, globalnet
         self.coordinator = tf.train.Coordinator()
         self.lock, self.gate = threading.Lock(), Gate()
+        # A thread that waited for a core between its pull and its push would push late.
         self.updating = threading.Semaphore(usable_cores())
         self.episodes = []  # the curve, a list of `Episode`
         self.notices = [] if notices is None else notices
