@@ -188,7 +188,8 @@ PRESETS = {
             rate_power=0.5,
         ),
         "n-step-q": RALLY | dict(lr_q=5e-4),
-        # What a stroke earns comes back over some 50 targets, a step each; they must be renewed.
+        # A point comes some 50 steps after the stroke that made it. Each copy of the target network
+        # carries its value one step back, so the copies are frequent.
         "one-step-q": RALLY | dict(gamma=0.99, lr_q=1e-3, target_steps=2000),
         "one-step-sarsa": RALLY | dict(gamma=0.99, lr_q=1e-3, target_steps=2000),
     },
@@ -576,7 +577,7 @@ class Worker:
                         buffer_r = learning_rewards(rollout, settings.lost_game_reward)  # the -20
                         v_target = self.returns(rollout, buffer_r)
                         game = self.add_up(rollout, buffer_r)
-                        with run.updating:  # as many threads as cores: more would wait for one
+                        with run.updating:  # as many threads at a time as there are cores
                             if settings.pull == "before":  # the gradient is of the newest weights
                                 self.AC.pull_global(self.local)
                             figures = self.AC.update_global(

@@ -285,14 +285,17 @@ def test_learning_rates_fall_with_steps_or_with_points_lost_and_beta_with_points
     """
     half = dict(lr_actor=0.5e-4, lr_critic=1e-4, beta=0.125)
     full = dict(lr_actor=1e-4, lr_critic=2e-4, beta=0.5, beta_power=2.0, anneal_steps=2000)
-    lost = full | dict(rate_power=1.0)  # half of the points: 400 games that end 0 : 0
-    early = full | dict(rate_power=0.5, rate_falls_below=2.0)
-    late = full | dict(rate_power=9.0, rate_falls_below=0.4)  # not yet
-    after = []
-    for settings, steps, games in (
-        (half, 0, 9), (full, 1000, 400), (full, 2000, 400), (full, 0, 0), (lost, 0, 400),
-        (early, 0, 400), (late, 0, 400),
-    ):  # fmt: skip
+    cases = {  # settings, steps so far, games that ended 0 : 0 so far
+        "half": (half, 0, 9),
+        "half annealed": (full, 1000, 400),
+        "annealed": (full, 2000, 400),
+        "full": (full, 0, 0),
+        "half lost": (full | dict(rate_power=1.0), 0, 400),
+        "fallen early": (full | dict(rate_power=0.5, rate_falls_below=2.0), 0, 400),
+        "not yet fallen": (full | dict(rate_power=9.0, rate_falls_below=0.4), 0, 400),
+    }
+    changes = {}
+    for case, (settings, steps, games) in cases.items():
         sparse = Sparse(tf, 1, a3c_pong.Settings(**settings), double=True)
         globalnet = sparse.globalnet
         run = a3c_pong.Run(sparse.settings, globalnet)
@@ -308,13 +311,15 @@ def test_learning_rates_fall_with_steps_or_with_points_lost_and_beta_with_points
         before = sparse.values()
         globalnet.lost = share
         sparse.AC.update_global(sparse.locals[0], rollout, returns)
-        after.append({k: v - before[k] for k, v in sparse.values().items()})
-    for name, expected in after[0].items():
-        halves = after[1][name], after[4][name], after[5][name], after[6][name] / 2
-        for same in halves:
-            np.testing.assert_allclose(same, expected, rtol=1e-4, atol=1e-12)
-        assert not after[2][name].any()
-        assert np.abs(after[3][name] - expected).max() > 1e-6
+        changes[case] = {name: value - before[name] for name, value in sparse.values().items()}
+    for name, expected in changes["half"].items():
+        for case, factor in (
+            ("half annealed", 1), ("half lost", 1), ("fallen early", 1), ("not yet fallen", 2),
+        ):  # fmt: skip
+            change = changes[case][name] / factor
+            np.testing.assert_allclose(change, expected, rtol=1e-4, atol=1e-12, err_msg=case)
+        assert not changes["annealed"][name].any()
+        assert np.abs(changes["full"][name] - expected).max() > 1e-6
 
 
 def test_probability_zero_gives_no_nan(tf, rollouts):

@@ -26,6 +26,7 @@ from runtime.actors import PongActor
 pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="gcc is not installed")
 
 SEARCH = ROOT / "search"
+RALLY = PRESETS["rally"]["a3c"]
 FLAGS = "-std=gnu11 -O3 -march=native -ffast-math".split()  # as run.py's
 # in the game's memory
 BALL_X, BALL_Y, BALL_SPEEDS, PLAYER_Y, OPPONENT_Y = 0x31, 0x36, (0x38, 0x39, 0x3A), 0x33, 0x15
@@ -184,13 +185,13 @@ def test_the_compiled_game_is_ale_py_s_in_every_frame(library, player, frames, c
 def test_the_compiled_learner_s_defaults_are_the_preset_s():
     text = (SEARCH / "a3c.c").read_text()
     options = dict(re.findall(r"X\((\w+), ([\w.-]+)\)", text))
-    assert PRESETS["rally"]["a3c"].keys() - options == {"loss", "max_steps"}
-    settings = dataclasses.asdict(a3c_pong.Settings(**PRESETS["rally"]["a3c"]))
+    assert RALLY.keys() - options == {"loss", "max_steps"}
+    settings = dataclasses.asdict(a3c_pong.Settings(**RALLY))
     for name in settings.keys() & options.keys() - {"workers", "seed"}:
         value = settings[name] or 0
         number = NUMBERED[name].index(value) if name in NUMBERED else value
         assert float(options[name]) == number, name
-    assert PRESETS["rally"]["a3c"]["loss"] == "sum" and options["mean"] == "0"
+    assert RALLY["loss"] == "sum" and options["mean"] == "0"
 
 
 def played_rollouts(settings):
@@ -255,7 +256,7 @@ class Ours:
 
     def __init__(self, library, settings, weights):
         self.library = library
-        same = settings.keys() | PRESETS["rally"]["a3c"].keys()
+        same = settings.keys() | RALLY.keys()
         same -= {"loss", "max_steps", "method", "pull"}
         full = dataclasses.asdict(a3c_pong.Settings(**settings))
         options = {name: full[name] or 0 for name in same}
@@ -300,7 +301,7 @@ OTHERS = dict(
 )
 @pytest.mark.parametrize("others", [{}, OTHERS], ids=["preset", "others"])
 def test_the_compiled_learner_s_weights_are_a3c_pong_s(tf, library, others, pull, lag):
-    compare_updates(tf, library, PRESETS["rally"]["a3c"] | others, pull, lag)
+    compare_updates(tf, library, RALLY | others, pull, lag)
 
 
 @pytest.mark.parametrize("method", METHODS[1:])
