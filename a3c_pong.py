@@ -2,7 +2,7 @@
 
 Mnih et al., "Asynchronous Methods for Deep Reinforcement Learning", 2016 (arXiv 1602.01783), as the
 textbook chapter "Asynchronous Methods" writes it: one thread per core plays Pong with its own copy
-of the network, and changes the global network without waiting for the others.
+of the network, and updates the global network without a lock.
 
     python a3c_pong.py                     train as the chapter does; Ctrl-C stops, draws the curve
     python a3c_pong.py --preset rally      train with the settings that win
@@ -91,16 +91,16 @@ class Settings:
     cut_at_points: bool = setting(False, "returns end at each point scored [chapter: no]")
     beta_power: float = setting(
         0.0,
-        "beta is multiplied by (share of recent points lost) ** beta_power; 0: constant [ours]",
+        "beta is multiplied by ((21 - recent score) / 42) ** beta_power; 0: constant [ours]",
         NOT_NEGATIVE,
     )
     rate_falls_below: float = setting(
-        1.0, "share of recent points lost, below which the learning rates fall [ours]", ABOVE_0
+        1.0, "value of (21 - recent score) / 42 below which the learning rates fall [ours]", ABOVE_0
     )
     rate_power: float = setting(
         0.0,
-        "there they are multiplied by (share of recent points lost / rate_falls_below) ** "
-        "rate_power; 0: they are constant [ours]",
+        "there they are multiplied by ((21 - recent score) / 42 / rate_falls_below) ** rate_power; "
+        "0: they are constant [ours]",
         NOT_NEGATIVE,
     )
     lr_q: float = setting(
@@ -195,7 +195,7 @@ PRESETS = {
     },
 }
 
-# The chapter's preprocessing_image is in preprocessing.py, with active_pixels, its fast twin.
+# The chapter's preprocessing_image is in preprocessing.py, with active_pixels, its faster form.
 
 # ----------------------------------------------------------------------------------------- networks
 
@@ -208,7 +208,7 @@ class RolloutFeeds:
     rollout, 100 to 300 of 6,400.
 
     T steps have T + 1 states. The last is the state after the rollout. The returns may need its
-    value. It has no loss: its `each`, the weight of a step in the losses, is 0.
+    value. Its weight in the losses, `each`, is 0.
     """
 
     def __init__(self, dtype, sums):
@@ -524,7 +524,7 @@ def lambda_returns(buffer_r, ends, gamma, lambda_):
     return Returns(decayed @ buffer_r, weights)
 
 
-@functools.lru_cache(maxsize=8)  # nearly all rollouts are whole ones without an end
+@functools.lru_cache(maxsize=8)  # the chapter's rollouts are nearly all whole, without an end
 def discounting(ends, gamma, lambda_):
     """Return the loop of `lambda_returns` as two matrices [T, T] float64: of rewards, of values.
 

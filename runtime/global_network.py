@@ -17,7 +17,7 @@ While the graph is built, the global network gives the operations that push and 
 While it is trained:
 
     local_copy(policy)  a worker's own weights
-    T, lost             the steps of all workers together, and the share of recent points lost
+    T, lost             the steps of all workers together, and (21 - recent score) / 42
     beta(), rate_now()  what follows from them: the entropy's weight, and the value of `rate`
     diverged()          whether the weights are NaN, infinite or huge
     count(...)          count the steps of a rollout
@@ -143,7 +143,7 @@ class Schedule:
     """What a run has come to, and the numbers of an update that depend on it."""
 
     T = 0  # the steps of all workers together
-    lost = 1.0  # the share of recent points lost: 1 at a score of -21, 0 at 21
+    lost = 1.0  # (21 - recent score) / 42, from 0 to 1
 
     def beta(self):
         """Return the weight of the entropy."""
@@ -152,7 +152,7 @@ class Schedule:
     def rate_now(self):
         """Return what the learning rates are multiplied by, 0 to 1."""
         annealed = self.T / self.settings.anneal_steps if self.settings.anneal_steps else 0
-        # without a least share the rates would be 0 once every point is won
+        # without a least value the rates would be 0 once every point is won
         share = min(1, max(0.01, self.lost / self.settings.rate_falls_below))
         return max(0, 1 - annealed) * share**self.settings.rate_power
 

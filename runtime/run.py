@@ -171,7 +171,7 @@ class Run:
         self.look_back()
 
     def look_back(self):
-        """Compute the share of points lost from the curve."""
+        """Compute `lost` of the global network from the curve."""
         self.globalnet.lost = 1.0
         for episode in self.episodes:
             self._see(episode.score)

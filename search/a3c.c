@@ -26,8 +26,8 @@
 // method       0: a3c, 1: one-step Q, 2: one-step SARSA, 3: n-step Q
 // pull         0: after a worker's update, as in the chapter; 1: before the update, not after it
 // lag          other workers' updates between a worker's gradients and its update, as on many cores
-// rate_power   the learning rates are multiplied by (share of points lost / rate_falls_below, from
-//              0.01 to 1) ** it
+// rate_power   the learning rates are multiplied by ((21 - recent score) / 42 / rate_falls_below,
+//              from 0.01 to 1) ** it
 // average      decay, per update, of a mean of the weights, which plays the `eval` games; 0: none
 // eval         games to play at the end, with sampled and with greedy actions (Q methods: greedy)
 // eval_every   steps after which the games are played on the way, too; 0: never
@@ -482,7 +482,7 @@ static void scale(float *numbers, size_t n, float factor) {
     for (size_t i = 0; i < n; i++) numbers[i] *= factor;
 }
 
-static double lost = 1;  // the share of points lost lately
+static double lost = 1;  // (21 - recent score) / 42
 
 // Compute the gradients of a worker's rollout; the sum of the policy's entropies.
 static double learn(Worker *worker, double steps_done, Gradients *to) {

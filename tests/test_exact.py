@@ -278,10 +278,10 @@ def test_measuring_an_update_gives_its_figures_and_changes_nothing(tf, rollouts)
         assert all(map(np.array_equal, ours, theirs))
 
 
-def test_learning_rates_fall_with_steps_or_with_points_lost_and_beta_with_points_lost(tf, rollouts):
-    """Half annealed, or half of the points lost, is as good as half the learning rates.
+def test_learning_rates_fall_with_steps_or_with_the_score_and_beta_with_the_score(tf, rollouts):
+    """Half annealed, or a recent score of 0, is as good as half the learning rates.
 
-    The same holds for beta and half of the points.
+    The same holds for beta and a score of 0.
     """
     half = dict(lr_actor=0.5e-4, lr_critic=1e-4, beta=0.125)
     full = dict(lr_actor=1e-4, lr_critic=2e-4, beta=0.5, beta_power=2.0, anneal_steps=2000)

@@ -83,15 +83,14 @@ def test_it_learns_what_to_do_where(method):
 
 @pytest.mark.slow
 def test_the_preset_that_wins_learns_to_play(start):
-    """Its games from step 450,000 to 500,000.
+    """Its games from step 350,000 to 400,000.
 
-    Of seeds 1 to 10 the mean was -17.1, -16.9, -17.4, -16.0, -17.7, -14.6, -17.6, -17.0, -17.3 and
-    -16.6, none below the threshold. Without the policy's gradient it was -20.2, with its sign
-    turned round -20.8, seed 1.
+    Of the twin's seeds 1 to 10 the mean was -17.0, -17.4, -17.7, -16.7, -17.2, -18.1, -17.6, -17.9,
+    -17.8 and -17.6. Without the actor's updates seeds 1 to 3 had -20.6, -19.9 and -20.2.
     """
     run = start("--preset", "rally", "--seed", "1", "--num-workers", "2", "--render", "never",
-                "--max-steps", "500000")  # fmt: skip
+                "--max-steps", "400000")  # fmt: skip
     assert run.wait(10 * HANGS) == 0
-    scores = [int(row["score"]) for row in run.rows() if int(row["agent_steps"]) >= 450_000]
+    scores = [int(row["score"]) for row in run.rows() if int(row["agent_steps"]) >= 350_000]
     assert len(scores) > 10
     assert np.mean(scores) > -19.4
