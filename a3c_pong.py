@@ -577,7 +577,7 @@ class Worker:
                         buffer_r = learning_rewards(rollout, settings.lost_game_reward)  # the -20
                         v_target = self.returns(rollout, buffer_r)
                         game = self.add_up(rollout, buffer_r)
-                        with run.updating:  # as many threads at a time as there are cores
+                        with run.updating:  # no thread waits for a core between pull and push
                             if settings.pull == "before":  # the gradient is of the newest weights
                                 self.AC.pull_global(self.local)
                             figures = self.AC.update_global(

@@ -153,8 +153,8 @@ class Schedule:
         """Return what the learning rates are multiplied by, 0 to 1."""
         annealed = self.T / self.settings.anneal_steps if self.settings.anneal_steps else 0
         # without a least value the rates would be 0 once every point is won
-        share = min(1, max(0.01, self.lost / self.settings.rate_falls_below))
-        return max(0, 1 - annealed) * share**self.settings.rate_power
+        fallen = min(1, max(0.01, self.lost / self.settings.rate_falls_below))
+        return max(0, 1 - annealed) * fallen**self.settings.rate_power
 
 
 class GlobalVariables:

@@ -290,7 +290,7 @@ def test_learning_rates_fall_with_steps_or_with_the_score_and_beta_with_the_scor
         "half annealed": (full, 1000, 400),
         "annealed": (full, 2000, 400),
         "full": (full, 0, 0),
-        "half lost": (full | dict(rate_power=1.0), 0, 400),
+        "score 0": (full | dict(rate_power=1.0), 0, 400),
         "fallen early": (full | dict(rate_power=0.5, rate_falls_below=2.0), 0, 400),
         "not yet fallen": (full | dict(rate_power=9.0, rate_falls_below=0.4), 0, 400),
     }
@@ -302,19 +302,19 @@ def test_learning_rates_fall_with_steps_or_with_the_score_and_beta_with_the_scor
         globalnet.T = steps
         for _ in range(games):
             run.count(0, ("W_0", 0, 0))
-        share = globalnet.lost
+        lost = globalnet.lost
         del run.episodes[2:]
         run.look_back()
         assert globalnet.lost == pytest.approx(1 if games == 0 else 0.905)
         rollout = rollouts[3]
         returns = a3c_pong.lambda_returns(rollout.rewards, ends(rollout), 0.9, 1.0)
         before = sparse.values()
-        globalnet.lost = share
+        globalnet.lost = lost
         sparse.AC.update_global(sparse.locals[0], rollout, returns)
         changes[case] = {name: value - before[name] for name, value in sparse.values().items()}
     for name, expected in changes["half"].items():
         for case, factor in (
-            ("half annealed", 1), ("half lost", 1), ("fallen early", 1), ("not yet fallen", 2),
+            ("half annealed", 1), ("score 0", 1), ("fallen early", 1), ("not yet fallen", 2),
         ):  # fmt: skip
             change = changes[case][name] / factor
             np.testing.assert_allclose(change, expected, rtol=1e-4, atol=1e-12, err_msg=case)
