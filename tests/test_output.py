@@ -170,12 +170,20 @@ def test_a_screen_that_goes_away_takes_no_run_with_it(start, screen):
 
 
 @pytest.mark.slow
-def test_a_plot_that_hangs_is_given_up(start, screen):
-    """As a dialog of its toolkit would make it hang that answers no timer."""
+def test_a_plot_with_an_open_dialog_stops_nothing_and_one_that_hangs_is_given_up(start, screen):
+    """The second is what a dialog does that answers no timer."""
     if not HAS_TKINTER:
         pytest.skip("Python has no tkinter")
-    run = start("--num-workers", "1", DISPLAY=screen.name)
-    assert wait_until(lambda: screen.windows("A3C on Pong"))
+    run = start("--num-workers", "1", "--autosave-minutes", "0.01", DISPLAY=screen.name)
+    (plot,) = wait_until(lambda: screen.windows("A3C on Pong"))
+    size = screen.ask("getwindowgeometry", "--shell", plot)
+    width, height = (int(re.search(rf"{name}=(\d+)", size)[1]) for name in ("WIDTH", "HEIGHT"))
+    for x in range(width - 10, 0, -10):  # the icon that saves is the last one
+        screen.ask("mousemove", "--window", plot, str(x), str(height - 20), "click", "1")
+        if screen.windows("Save"):
+            break
+    assert screen.windows("Save")
+    assert saves_on(run.folder / "run")
     os.kill(plot_process(run), signal.SIGSTOP)
     assert wait_until(lambda: "no window for the plot: the screen does not answer" in run.out)
     assert wait_until(lambda: plot_process(run) is None)
