@@ -169,9 +169,11 @@ RALLY = dict(
     loss="sum",
     rmsprop_decay=0.975,
     rmsprop_epsilon=5e-5,
-    pull="before",
     max_steps=10_000_000,
 )
+# A Q method's rates fall to 0 within the run. A constant one leaves more noise in Q than actions
+# differ in it.
+RALLY_Q = RALLY | dict(anneal_steps=10_000_000)
 # Each preset lists the settings that it changes for a method.
 PRESETS = {
     "chapter": {},
@@ -179,6 +181,7 @@ PRESETS = {
         # The policy explores for as long as it loses.
         "a3c": RALLY
         | dict(
+            pull="before",
             gae_lambda=0.95,
             lr_actor=5e-4,
             lr_critic=2e-3,
@@ -187,11 +190,11 @@ PRESETS = {
             rate_falls_below=0.25,
             rate_power=0.5,
         ),
-        "n-step-q": RALLY | dict(lr_q=5e-4),
+        "n-step-q": RALLY_Q | dict(lr_q=5e-4),
         # A point comes some 50 steps after the stroke that made it. Each copy of the target network
         # carries its value one step back, so the copies are frequent.
-        "one-step-q": RALLY | dict(gamma=0.99, lr_q=1e-3, target_steps=2000),
-        "one-step-sarsa": RALLY | dict(gamma=0.99, lr_q=1e-3, target_steps=2000),
+        "one-step-q": RALLY_Q | dict(gamma=0.99, lr_q=1e-3, target_steps=2000),
+        "one-step-sarsa": RALLY_Q | dict(gamma=0.99, lr_q=1e-3, target_steps=2000),
     },
 }
 

@@ -308,7 +308,8 @@ def test_the_compiled_learner_s_weights_are_a3c_pong_s(tf, library, others, pull
 @pytest.mark.parametrize("others", [{}, OTHERS], ids=["preset", "others"])
 def test_the_compiled_q_methods_weights_are_a3c_pong_s(tf, library, others, method):
     pull = "before" if others else "after"
-    settings = PRESETS["rally"][method] | others | {"method": method, "lr_q": 3e-3}
+    large = dict(lr_q=3e-3, anneal_steps=50_000_000)  # the rates, to the last update
+    settings = PRESETS["rally"][method] | others | large | dict(method=method)
     compare_updates(tf, library, settings, pull, lag=0)
 
 
