@@ -84,9 +84,8 @@ class Settings:
         "a3c: lambda of generalized advantage estimation [1 gives the chapter's returns]",
         between(0, 1),
     )
-    pull: Literal["after", "before"] = setting(
-        "after",
-        "when a worker pulls: after its update, or before it and not after it [chapter: after]",
+    pull: Literal["after", "before", "both"] = setting(
+        "after", "when a worker pulls: after its update, before it, or both [chapter: after]"
     )
     cut_at_points: bool = setting(False, "returns end at each point scored [chapter: no]")
     beta_power: float = setting(
@@ -181,7 +180,7 @@ PRESETS = {
         # The policy explores for as long as it loses.
         "a3c": RALLY
         | dict(
-            pull="before",
+            pull="both",
             gae_lambda=0.95,
             lr_actor=5e-4,
             lr_critic=2e-3,
@@ -581,12 +580,12 @@ class Worker:
                         v_target = self.returns(rollout, buffer_r)
                         game = self.add_up(rollout, buffer_r)
                         with run.updating:  # no thread waits for a core between pull and push
-                            if settings.pull == "before":  # the gradient is of the newest weights
+                            if settings.pull != "after":  # its gradient is of the newest weights
                                 self.AC.pull_global(self.local)
                             figures = self.AC.update_global(
                                 self.local, rollout, v_target, game, run.measuring_is_due()
                             )
-                            if settings.pull == "after":
+                            if settings.pull != "before":  # it plays on with the newest weights
                                 self.AC.pull_global(self.local)
                         # counts T; if a game ended, also global_running_rate and the chapter's line
                         T = run.count(len(buffer_r), game, figures)

@@ -154,8 +154,8 @@ class RemoteConnection:
             feeds = [*feeds, *fed.all()]
         self._gradients = make_callable(session, push, feeds)
         self._measure = make_callable(session, [*figures.values(), *push], feeds)
-        # if a worker pulls before its update, the answer to its last one is too old by then
-        self.keeps_answer = globalnet.settings.pull == "after"
+        # if a worker pulls only before its update, the answer to its last one is too old by then
+        self.keeps_answer = globalnet.settings.pull != "before"
 
     def push(self, local, rollout, feed_dict, game, measure):
         """Push the gradients of a rollout, and count its steps and the game it ended.

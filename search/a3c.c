@@ -24,7 +24,7 @@
 //
 // mean         1: the loss is the mean over a rollout's steps; 0: the sum
 // method       0: a3c, 1: one-step Q, 2: one-step SARSA, 3: n-step Q
-// pull         0: after a worker's update, as in the chapter; 1: before the update, not after it
+// pull         0: after a worker's update, as in the chapter; 1: before it; 2: both
 // lag          other workers' updates between a worker's gradients and its update, as on many cores
 // rate_power   the learning rates are multiplied by ((21 - recent score) / 42 / rate_falls_below,
 //              from 0.01 to 1) ** it
@@ -40,7 +40,7 @@
     X(lr_critic, 2e-3) X(rate_falls_below, .25) X(rate_power, .5) X(anneal_steps, 0)          \
     X(rmsprop_decay, .975) X(rmsprop_epsilon, 5e-5)                                           \
     X(method, 0) X(lr_q, 1e-4) X(target_steps, 10e3) X(epsilon_frames, 4e6)                   \
-    X(pull, 1) X(lag, 0) X(average, 0)                                                        \
+    X(pull, 2) X(lag, 0) X(average, 0)                                                        \
     X(every, 50e3) X(eval, 0) X(eval_every, 0)
 static struct {
 #define DECLARE(name, value) double name;
@@ -684,10 +684,10 @@ int main(int count, char **arguments) {
         int steps = worker->steps, over = worker->game.over, game_score = worker->game.score;
         if (option.pull) pull(worker);
         entropy += learn(worker, done, &pending[i % (lag + 1)]);
-        if (option.pull) play_rollout(worker, done);
+        if (option.pull == 1) play_rollout(worker, done);
         if (i >= lag) {
             push(&pending[(i - lag) % (lag + 1)]);
-            if (!option.pull) play_rollout(&workers[(i - lag) % count_of_workers], done);
+            if (option.pull != 1) play_rollout(&workers[(i - lag) % count_of_workers], done);
         }
         double before = done;
         done += steps, since += steps;

@@ -181,10 +181,18 @@ def test_two_workers_interleaved_updates_equal_the_dense_graph(tf, rollouts, dou
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pull", ["after", "before"])
-def test_a_worker_pulls_when_it_is_told_to(tf, pull):
+@pytest.mark.parametrize(
+    "pull, calls",
+    [("after", "update pull"), ("before", "pull update"), ("both", "pull update pull")],
+)
+def test_a_worker_pulls_when_it_is_told_to(tf, pull, calls):
     """A real worker's play and updates, repeated by the dense graph."""
     settings, played = a3c_pong.Settings(max_steps=1000, pull=pull, gamma=0.99, lr_actor=1e-3), []
+    called = []
+
+    def recorded(name, function):
+        return lambda *arguments: (called.append(name), function(*arguments))[1]
+
     with InProcess(settings, seed=4) as launch:
         run, (worker,) = launch.build()
         reference, play = DenseA3C(tf, values_of(run.globalnet), 1, settings), worker.play
@@ -196,7 +204,9 @@ def test_a_worker_pulls_when_it_is_told_to(tf, pull):
             played.append((policy, copied(rollout)))
             return rollout
 
-        worker.play = noted
+        worker.play, AC = noted, worker.AC
+        AC.update_global = recorded("update", AC.update_global)
+        AC.pull_global = recorded("pull", AC.pull_global)
         cores = allowed_cores()
         worker.work()
         if hasattr(os, "sched_setaffinity"):
@@ -209,14 +219,14 @@ def test_a_worker_pulls_when_it_is_told_to(tf, pull):
         for mine, name in zip(policy, ("aw1", "ab2")):
             np.testing.assert_allclose(mine, expected[name], rtol=1e-4, atol=1e-6)
         states, rewards = dense(rollout), a3c_pong.learning_rewards(rollout, -20)
-        if pull == "before":
+        if pull != "after":
             reference.pull_global(0)
         step = states[:-1], states[-1], rollout.actions, rewards, rollout.terminal
         reference.update_global(0, *step)
-        if pull == "after":
+        if pull != "before":
             reference.pull_global(0)
         pushed.append(reference.global_values()[0])
-    assert len(pushed) > 50
+    assert called == ["pull"] + calls.split() * len(played) and len(played) > 49
     moved = np.abs(pushed[-1]["ab2"] - pushed[-2]["ab2"]).max()
     assert moved > 1e-4  # so that an update more or less is seen
     for name, mine in values_of(run.globalnet).items():

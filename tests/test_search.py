@@ -32,7 +32,7 @@ FLAGS = "-std=gnu11 -O3 -march=native -ffast-math".split()  # as run.py's
 BALL_X, BALL_Y, BALL_SPEEDS, PLAYER_Y, OPPONENT_Y = 0x31, 0x36, (0x38, 0x39, 0x3A), 0x33, 0x15
 SCORES, CLOCK = (0x0D, 0x0E), (0x09, 0x0A)
 METHODS = "a3c", "one-step-q", "one-step-sarsa", "n-step-q"
-NUMBERED = {"method": METHODS, "pull": ("after", "before")}  # a3c.c has numbers for their values
+NUMBERED = {"method": METHODS, "pull": ("after", "before", "both")}  # numbers in a3c.c
 
 
 @pytest.fixture(scope="module")
@@ -295,6 +295,7 @@ OTHERS = dict(
     "pull, lag",
     [
         ("after", 0),
+        ("both", 0),
         pytest.param("before", 0, marks=pytest.mark.slow),
         pytest.param("before", 1, marks=pytest.mark.slow),
     ],
@@ -333,7 +334,7 @@ def compare_updates(tf, library, settings, pull, lag):
         if learns_q and number % 5 == 0:
             real.refresh_target()
             library.refresh()
-        if pull == "before":
+        if pull != "after":
             real.pull_global(worker)
             library.pull_global(worker)
         library.lose(lost)
@@ -345,7 +346,7 @@ def compare_updates(tf, library, settings, pull, lag):
             library.update_global(worker)
             for mine, weights in zip(ours.weights, real.weights()):
                 np.testing.assert_allclose(mine, weights, rtol=0, atol=1e-6)
-            if pull == "after":
+            if pull != "before":
                 real.pull_global(worker)
             if number + 2 - lag < len(rollouts):
                 ours.play(worker, rollouts[number + 2 - lag])
