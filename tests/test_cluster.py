@@ -165,7 +165,8 @@ def four(start_shared):
         cluster("worker", 0, "--num-workers", "2", program=("-c", SAYS_ITS_BETA)),
         cluster("worker", 1, "--num-workers", "1", "--gamma", "0.5"),
     ]
-    chief = cluster("chief", 0, *options, "--beta", "0.5", "--beta-power", "1")
+    options += "--beta 0.5 --beta-power 1 --pull before".split()
+    chief = cluster("chief", 0, *options)
     ps, actors = cluster("ps"), []
     for program, number in (chief, 1), (workers[0], 2), (workers[1], 1):
         assert wait_until(lambda: len(program.actors()) == number)  # noqa: B023
@@ -235,7 +236,8 @@ def alone(start_shared):
     [
         ["--max-steps", "3000"],
         ["--method", "one-step-sarsa", "--frames", "2", "--target-steps", "700",
-         "--epsilon-frames", "9000", "--anneal-steps", "9000", "--max-steps", "2400"],
+         "--epsilon-frames", "9000", "--anneal-steps", "9000", "--max-steps", "2400",
+         "--pull", "both"],
     ],
     ids=["a3c", "one-step-sarsa"],
 )  # fmt: skip
