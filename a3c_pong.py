@@ -157,8 +157,8 @@ class Settings:
     )
 
 
-# What `--preset rally` changes. Every point is an episode of its own, and a rollout holds the rally
-# before it.
+# What `--preset rally` changes. Returns end at every point, and a rollout is long enough for the
+# rally that leads to it.
 RALLY = dict(
     frames=2,
     global_iteration_update=120,
@@ -170,14 +170,14 @@ RALLY = dict(
     rmsprop_epsilon=5e-5,
     max_steps=10_000_000,
 )
-# A Q method's rates fall to 0 within the run. A constant one leaves more noise in Q than actions
-# differ in it.
+# A Q method's rates fall to 0 within the run. With constant ones the noise in Q exceeds the gaps
+# between actions.
 RALLY_Q = RALLY | dict(anneal_steps=10_000_000)
 # Each preset lists the settings that it changes for a method.
 PRESETS = {
     "chapter": {},
     "rally": {
-        # The policy explores for as long as it loses.
+        # The entropy's weight falls as the score rises, and above a score of +10 the rates, too.
         "a3c": RALLY
         | dict(
             pull="both",
@@ -312,7 +312,7 @@ class ActorCriticNetwork:
             with tf.name_scope("local_grad"):
                 self.a_grads = tf.gradients(self.a_loss, self.a_params)
                 self.c_grads = tf.gradients(self.c_loss, self.c_params)
-                # the kernel has columns of both networks, so its gradient comes from both losses
+                # of the kernel the actor's columns depend on a_loss, the critic's on c_loss
                 losses = [self.a_loss, self.c_loss]
                 (self.pixels_grad,) = tf.gradients(losses, [self.pixels])  # [T + 1, 400]
                 self.kernel_grad = tf.matmul(self.s, self.pixels_grad, transpose_a=True)  # [U, 400]
@@ -326,7 +326,7 @@ class ActorCriticNetwork:
             ),
         }
         with tf.name_scope("sync"):  # push: the gradients; pull: into a LocalCopy
-            # the kernel's gradient, by its row-wise RMSProp; a cluster sends the two factors
+            # of the kernel s and pixels_grad, the factors of its gradient, by its own RMSProp
             push = globalnet.push_rows(feeds.rows, self.s, self.pixels_grad)
             push += globalnet.push("actor_network", self.a_grads)  # by actor_train
             push += globalnet.push("critic_network", self.c_grads)  # by critic_train
@@ -349,18 +349,18 @@ class ActorCriticNetwork:
     def update_global(self, local, rollout, returns, game=None, measure=False):  # run local
         """Apply the local gradients of a rollout to the global network.
 
-        In a cluster the call also counts the steps and the game. Its answer has the rows that
-        `pull_global` then copies.
+        In a cluster the call also counts the steps and the game. The server's answer has the rows
+        that changed, and a `pull_global` after it copies them.
 
         Args:
-            local: the worker's `LocalCopy`, whose gradients they are.
+            local: the worker's `LocalCopy`, with which the gradients are computed.
             rollout: a `pong_actor.Rollout`.
             returns: its `Returns`.
             game: None, or the `EndedGame` that ended with it.
-            measure: whether to measure the update.
+            measure: whether to return losses, entropy and the gradient's norm.
 
         Returns:
-            a dict of name -> number if it was measured, else None.
+            these as a dict of name -> number, or None.
         """
         feed_dict = self.feeds.values(rollout, returns, self.globalnet.beta())
         return self.sync.push(local, rollout, feed_dict, game, measure)
@@ -386,8 +386,8 @@ def two_layers(pixels, bias, head_kernel, head_bias):
 class QNetwork:
     """The base of the chapter's three Q methods: one network, Q(s, a), the actor's without softmax.
 
-    The global network has a target network beside it, which is an older copy of it. The actor is
-    epsilon-greedy. Push and pull are A3C's.
+    The global network has a target network beside it, which is an older copy of it. A worker plays
+    epsilon-greedily. Push and pull are A3C's.
     """
 
     UNITS = POLICY_UNITS = 300
@@ -500,20 +500,20 @@ def learning_rewards(rollout, lost_game_reward):
 
 
 class Returns(NamedTuple):
-    """The targets of a rollout's T steps, given the values V [T + 1] of its states.
+    """The two parts of the targets of a rollout's T steps, v_target = rewards + weights @ V[1:].
 
-    v_target = rewards + weights @ V[1:]. The network computes V, so they come in two parts.
+    The network adds the second part, as it computes the values V [T + 1] of the states.
     """
 
-    rewards: np.ndarray  # [T] float64
+    rewards: np.ndarray  # [T] float64, discounted sums of them
     weights: np.ndarray  # [T, T] float64
 
 
 def lambda_returns(buffer_r, ends, gamma, lambda_):
-    """Return the `Returns` G_t = r_t + gamma ((1 - lambda) V_{t+1} + lambda G_{t+1}) of a rollout.
+    """Return the parts of G_t = r_t + gamma ((1 - lambda) V_{t+1} + lambda G_{t+1}), a `Returns`.
 
-    The loop starts with G_T = V_T and runs backwards. At an end G_t = r_t. With lambda 1 it is the
-    chapter's, `for r in buffer_r[::-1]: v_s_ = r + gamma * v_s_`. With lambda 0 it gives the
+    The recursion starts with G_T = V_T and runs backwards. At an end G_t = r_t. With lambda 1 it is
+    the chapter's, `for r in buffer_r[::-1]: v_s_ = r + gamma * v_s_`. With lambda 0 it gives the
     targets of the one-step methods. G_t - V_t is the advantage of generalized advantage estimation
     (arXiv 1506.02438).
 
@@ -528,13 +528,13 @@ def lambda_returns(buffer_r, ends, gamma, lambda_):
 
 @functools.lru_cache(maxsize=8)  # the chapter's rollouts are nearly all whole, without an end
 def discounting(ends, gamma, lambda_):
-    """Return the loop of `lambda_returns` as two matrices [T, T] float64: of rewards, of values.
+    """Return the recursion as two matrices [T, T] float64, by which rewards and values count.
 
-    ends: bytes, one a step.
+    ends: bytes, one a step: the cache needs what can be hashed.
     """
     ends = np.frombuffer(ends, bool)
     distance = np.arange(len(ends)) - np.arange(len(ends))[:, np.newaxis]
-    episode = np.cumsum(ends) - ends  # of each step; its last step belongs to it
+    episode = np.cumsum(ends) - ends  # the number of each step's; an end belongs to its own
     powers = (gamma * lambda_) ** np.arange(len(ends), dtype=float)
     decayed = np.triu(powers[np.maximum(distance, 0)])
     decayed *= episode == episode[:, np.newaxis]
@@ -577,9 +577,9 @@ class Worker:
                     with run.gate:  # which closes while a checkpoint is taken
                         rollout = self.play()  # to the next multiple of global_iteration_update
                         buffer_r = learning_rewards(rollout, settings.lost_game_reward)  # the -20
-                        v_target = self.returns(rollout, buffer_r)
+                        v_target = self.returns(rollout, buffer_r)  # the network adds V to it
                         game = self.add_up(rollout, buffer_r)
-                        with run.updating:  # no thread waits for a core between pull and push
+                        with run.updating:  # for as many threads as cores, so none pushes late
                             if settings.pull != "after":  # its gradient is of the newest weights
                                 self.AC.pull_global(self.local)
                             figures = self.AC.update_global(
@@ -589,7 +589,7 @@ class Worker:
                                 self.AC.pull_global(self.local)
                         # counts T; if a game ended, also global_running_rate and the chapter's line
                         T = run.count(len(buffer_r), game, figures)
-                        if T % settings.target_steps < len(buffer_r):
+                        if T % settings.target_steps < len(buffer_r):  # passed; A3C has no target
                             self.AC.globalnet.refresh_target()
                 except ActorDied as death:
                     self.replace_actor(death)
@@ -661,7 +661,7 @@ def build(launch):
     with tf.device("/cpu:0"):
         unbuilt = launch.global_network(session)
         with unbuilt.placed():  # here, or on a cluster's parameter servers
-            rate = unbuilt.rate  # 1, unless they fall
+            rate = unbuilt.rate  # a factor, 1 unless the rates fall
             rmsprop = dict(decay=settings.rmsprop_decay, epsilon=settings.rmsprop_epsilon)
             actor_train = tf.train.RMSPropOptimizer(
                 settings.lr_actor * rate, name="RMSPropOptimiserActor", **rmsprop
@@ -708,7 +708,7 @@ def train(launch):
 
 
 def main(arguments=None):
-    """Run the program: settings in, a trained network's curve out. Return the exit status."""
+    """Run the program: train, or play, evaluate or draw a run. Return the exit status."""
     command, given = command_line.parse(Settings, PRESETS, __doc__, arguments)
     signals = Signals()
     if command.draw or command.play is not None or command.evaluate is not None:

@@ -35,7 +35,8 @@ HANGS = 300  # seconds: no test expects anything sooner, this only ends one that
 
 
 SCRIPT = (str(ROOT / "a3c_pong.py"),)
-EARLY = {"PYTHONPATH", "LD_PRELOAD", "PYTHONIOENCODING"}  # variables that Python reads at its start
+# variables that are read when Python starts, or when Matplotlib is imported
+EARLY = {"PYTHONPATH", "LD_PRELOAD", "PYTHONIOENCODING", "HOME", "MPLBACKEND", "MPLCONFIGDIR"}
 
 
 @functools.cache
