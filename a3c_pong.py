@@ -312,7 +312,7 @@ class ActorCriticNetwork:
             with tf.name_scope("local_grad"):
                 self.a_grads = tf.gradients(self.a_loss, self.a_params)
                 self.c_grads = tf.gradients(self.c_loss, self.c_params)
-                # of the kernel the actor's columns depend on a_loss, the critic's on c_loss
+                # in the kernel the actor's columns learn from a_loss, the critic's from c_loss
                 losses = [self.a_loss, self.c_loss]
                 (self.pixels_grad,) = tf.gradients(losses, [self.pixels])  # [T + 1, 400]
                 self.kernel_grad = tf.matmul(self.s, self.pixels_grad, transpose_a=True)  # [U, 400]
@@ -326,7 +326,7 @@ class ActorCriticNetwork:
             ),
         }
         with tf.name_scope("sync"):  # push: the gradients; pull: into a LocalCopy
-            # of the kernel s and pixels_grad, the factors of its gradient, by its own RMSProp
+            # for the kernel s and pixels_grad, whose product is its gradient; by its own RMSProp
             push = globalnet.push_rows(feeds.rows, self.s, self.pixels_grad)
             push += globalnet.push("actor_network", self.a_grads)  # by actor_train
             push += globalnet.push("critic_network", self.c_grads)  # by critic_train
@@ -528,13 +528,13 @@ def lambda_returns(buffer_r, ends, gamma, lambda_):
 
 @functools.lru_cache(maxsize=8)  # the chapter's rollouts are nearly all whole, without an end
 def discounting(ends, gamma, lambda_):
-    """Return the recursion as two matrices [T, T] float64, by which rewards and values count.
+    """Return its coefficients, two matrices [T, T] float64: of the rewards, of the values.
 
     ends: bytes, one a step: the cache needs what can be hashed.
     """
     ends = np.frombuffer(ends, bool)
     distance = np.arange(len(ends)) - np.arange(len(ends))[:, np.newaxis]
-    episode = np.cumsum(ends) - ends  # the number of each step's; an end belongs to its own
+    episode = np.cumsum(ends) - ends  # each step's; the step that ends one belongs to it
     powers = (gamma * lambda_) ** np.arange(len(ends), dtype=float)
     decayed = np.triu(powers[np.maximum(distance, 0)])
     decayed *= episode == episode[:, np.newaxis]

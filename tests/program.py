@@ -209,10 +209,14 @@ class Screen:
         every = self.ask("search", "--maxdepth", "1", "--class", "").split()
         return [w for w in every if name in self.ask("getwindowname", w)]
 
+    def geometry(self, window):
+        """Where a window is: dict of X, Y, WIDTH and HEIGHT; empty if it is gone."""
+        text = self.ask("getwindowgeometry", "--shell", window)
+        return {name: int(n) for name, n in re.findall(r"^(X|Y|WIDTH|HEIGHT)=(-?\d+)", text, re.M)}
+
     def picture(self, window):
         """What the screen shows where a window is, [height, width, 3] uint8; None if it is gone."""
-        text = self.ask("getwindowgeometry", "--shell", window)
-        where = {name: int(n) for name, n in re.findall(r"^(X|Y|WIDTH|HEIGHT)=(-?\d+)", text, re.M)}
+        where = self.geometry(window)
         if len(where) < 4:
             return None
         data = self.frame_buffer.read_bytes()  # in the format XWD: a header, colours, the pixels

@@ -191,7 +191,11 @@ def test_a_worker_pulls_when_it_is_told_to(tf, pull, calls):
     called = []
 
     def recorded(name, function):
-        return lambda *arguments: (called.append(name), function(*arguments))[1]
+        def call(*arguments):
+            called.append(name)
+            return function(*arguments)
+
+        return call
 
     with InProcess(settings, seed=4) as launch:
         run, (worker,) = launch.build()

@@ -176,10 +176,10 @@ def test_a_plot_with_an_open_dialog_stops_nothing_and_one_that_hangs_is_given_up
         pytest.skip("Python has no tkinter")
     run = start("--num-workers", "1", "--autosave-minutes", "0.01", DISPLAY=screen.name)
     (plot,) = wait_until(lambda: screen.windows("A3C on Pong"))
-    size = screen.ask("getwindowgeometry", "--shell", plot)
-    width, height = (int(re.search(rf"{name}=(\d+)", size)[1]) for name in ("WIDTH", "HEIGHT"))
-    for x in range(width - 10, 0, -10):  # the icon that saves is the last one
-        screen.ask("mousemove", "--window", plot, str(x), str(height - 20), "click", "1")
+    size = screen.geometry(plot)
+    for x in range(size["WIDTH"] - 10, 0, -10):  # the icon that saves is the last one
+        y = size["HEIGHT"] - 20
+        screen.ask("mousemove", "--window", plot, str(x), str(y), "click", "1")
         if screen.windows("Save"):
             break
     assert screen.windows("Save")
