@@ -146,6 +146,11 @@ class Launch(Starting):
             counts = collections.Counter(epsilons.values())
             each = (f"{epsilon:g} ({number} of them)" for epsilon, number in counts.items())
             self.notices.append(f"the workers' epsilons fall from 1 to {', '.join(each)}")
+        anneal_steps, max_steps = run.settings.anneal_steps, run.settings.max_steps
+        if anneal_steps and (max_steps or math.inf) > anneal_steps:
+            self.notices.append(
+                f"from step {anneal_steps:,} on the learning rates are 0 (--anneal-steps)"
+            )
         path = self.folder.path
         self.notices.append(f"curve in {path} (tensorboard --logdir {path}), Ctrl-C stops")
         run.globalnet.begin(run)

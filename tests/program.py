@@ -48,9 +48,12 @@ def fork_server():
 def wait_until(holds, seconds=HANGS):
     """What `holds` returns as soon as it is true, or its last answer after so many seconds."""
     deadline = time.monotonic() + seconds
-    while not (answer := holds()) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return answer
+    while True:
+        before = time.monotonic()
+        if (answer := holds()) or before > deadline:
+            return answer
+        # looking takes a fifth of a core at most; the programs that are waited for need the rest
+        time.sleep(max(0.02, 4 * (time.monotonic() - before)))
 
 
 class Program:
@@ -150,8 +153,8 @@ def kill(process_id):
 
 
 def fill(file):
-    """Fill the rest of a file system with a file."""
-    with contextlib.suppress(OSError), open(file, "wb", buffering=0) as filler:
+    """Fill the rest of a file system with bytes at a file's end."""
+    with contextlib.suppress(OSError), open(file, "ab", buffering=0) as filler:
         for size in (2**20, 2**12, 1):
             with contextlib.suppress(OSError):
                 while True:

@@ -72,6 +72,7 @@ def test_a_wrong_description_gets_one_line_that_says_what_is_wrong(text, words):
     assert "\n" not in str(error.value) and str(error.value).startswith("TF_CONFIG")
 
 
+@pytest.mark.slow
 def test_the_script_says_it_on_one_line_with_status_2(start):
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]

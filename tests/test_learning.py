@@ -83,15 +83,15 @@ def test_it_learns_what_to_do_where(method):
 
 @pytest.mark.slow
 def test_the_preset_that_wins_learns_to_play(start):
-    """Its games from step 350,000 to 400,000.
+    """Its games from step 200,000 to 300,000.
 
-    Of the twin's seeds 1 to 10 the mean was -16.9, -18.5, -16.0, -17.4, -17.2, -18.1, -18.0, -17.0,
-    -18.0 and -17.5. Without the actor's updates (`lr_actor=0`) seeds 1 to 5 had -20.6, -19.9,
-    -20.2, -20.5 and -20.3. Each game's score follows from the lines that `every=1` prints.
+    Of the twin's seeds 1 to 10 the mean was -17.8, -19.3, -17.5, -18.2, -17.8, -19.1, -19.3, -17.8,
+    -18.4 and -19.5. Without the actor's updates (`lr_actor=0`) seeds 1 to 6 had -20.6, -20.2,
+    -20.3, -20.5, -20.5 and -20.6. Each game's score follows from the lines that `every=1` prints.
     """
     run = start("--preset", "rally", "--seed", "1", "--num-workers", "2", "--render", "never",
-                "--max-steps", "400000")  # fmt: skip
+                "--max-steps", "300000")  # fmt: skip
     assert run.wait(10 * HANGS) == 0
-    scores = [int(row["score"]) for row in run.rows() if int(row["agent_steps"]) >= 350_000]
-    assert len(scores) > 10
-    assert np.mean(scores) > -19.4
+    scores = [int(row["score"]) for row in run.rows() if int(row["agent_steps"]) >= 200_000]
+    assert len(scores) > 30
+    assert np.mean(scores) > -19.85

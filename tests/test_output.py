@@ -48,8 +48,9 @@ def test_a_terminal_that_nobody_reads_stops_neither_saving_nor_signals(tmp_path,
     )  # fmt: skip
     try:
         read = b""
-        while b"Ctrl-C stops" not in read:  # the last that is read
+        while b"rally wins" not in read:  # of the first line; nothing is read after it
             read += os.read(ours, 4096)
+        fill_terminal(programs)
         assert wait_until(lambda: sleeps_in_write(process.pid))
         assert saves_on(run) and saves_on(run)
         process.send_signal(number)
@@ -61,6 +62,15 @@ def test_a_terminal_that_nobody_reads_stops_neither_saving_nor_signals(tmp_path,
     last = checkpoints.load_newest(run).about
     assert last["games"] == len((run / "scores.csv").read_text().splitlines()) - 1
     assert read_picture(run / "reward.png").size
+
+
+def fill_terminal(terminal):
+    """Write to a terminal that nobody reads until it takes no more."""
+    writing = os.open(os.ttyname(terminal), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"x")
+    os.close(writing)
 
 
 def sleeps_in_write(pid):
@@ -118,6 +128,7 @@ def test_a_log_whose_disk_was_full_for_a_while_says_that_lines_are_missing(small
     run = start("--num-workers", "2", program=("-c", SHELL, f'exec "$0" "$@" >> {log}', script))
     assert wait_until(lambda: "W_" in log.read_text() if log.exists() else False)
     fill(filler)
+    fill(log)  # whose last page has room for many lines
     assert wait_until(lambda: "the output fails: No space left" in run.err)
     filler.unlink()
     assert wait_until(lambda: "(lines are missing here: No space left" in log.read_text())

@@ -120,7 +120,12 @@ def test_pong_has_6_actions():
 
 
 @pytest.mark.parametrize(
-    "env_id, steps, games", [("Pong-v0", 3500, 2), ("ALE/Pong-v5", 500, 0), ("short", 1000, 9)]
+    "env_id, steps, games",
+    [
+        pytest.param("Pong-v0", 3500, 2, marks=pytest.mark.slow),
+        ("ALE/Pong-v5", 500, 0),
+        ("short", 1000, 9),
+    ],
 )
 def test_pong_is_gymnasiums_environment(env_id, steps, games, short_pong):
     env_id = short_pong if env_id == "short" else env_id

@@ -46,6 +46,7 @@ def frame_after(steps):
     return read(env.ale)
 
 
+@pytest.mark.slow
 def test_frames_of_play_come_out_as_in_the_chapter():
     env, rng = pong_actor.make_env("Pong-v0"), np.random.default_rng(0)
     env.reset(seed=0)
@@ -66,6 +67,7 @@ def test_frames_of_play_come_out_as_in_the_chapter():
     assert after_reset >= {138, 228}
 
 
+@pytest.mark.slow
 def test_every_colour_comes_out_as_in_the_chapter():
     env, rng = pong_actor.make_env("Pong-v0"), np.random.default_rng(0)
     seen = np.zeros((256, 256), bool)  # [palette index, red]

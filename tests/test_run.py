@@ -382,6 +382,7 @@ def test_what_has_no_file_to_name_is_said_without_one(start):
     assert run.actors() == []
 
 
+@pytest.mark.slow
 def test_there_is_a_worker_for_each_core_that_may_be_used(start):
     core = str(allowed_cores()[0])
     options = "--preset", "rally", "--gamma", "0.5", "--max-steps", "500"
@@ -438,6 +439,7 @@ def test_a_picture_of_the_readme_is_drawn_again_by_its_command(start, name):
     assert run.err == ""
 
 
+@pytest.mark.slow
 def test_curves_are_drawn_again_from_their_folders(start):
     """One run, and several side by side: as many colours as methods."""
     results = str(ROOT / "results" / "a3c-chapter-seed1")

@@ -291,20 +291,14 @@ OTHERS = dict(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "pull, lag",
-    [
-        ("after", 0),
-        ("both", 0),
-        pytest.param("before", 0, marks=pytest.mark.slow),
-        pytest.param("before", 1, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("pull, lag", [("after", 0), ("both", 0), ("before", 0), ("before", 1)])
 @pytest.mark.parametrize("others", [{}, OTHERS], ids=["preset", "others"])
 def test_the_compiled_learner_s_weights_are_a3c_pong_s(tf, library, others, pull, lag):
     compare_updates(tf, library, RALLY | others, pull, lag)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS[1:])
 @pytest.mark.parametrize("others", [{}, OTHERS], ids=["preset", "others"])
 def test_the_compiled_q_methods_weights_are_a3c_pong_s(tf, library, others, method):
@@ -371,6 +365,7 @@ def run(built):
     return lambda *arguments: subprocess.run([*command, *arguments], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_runs_make_a_table(run, tmp_path):
     result = tmp_path / "result.csv"
     options = "--seeds", "1-2", "--steps", "1e4"
@@ -452,6 +447,7 @@ def test_runs_go_on_from_a_checkpoint(start, run, library, tmp_path, monkeypatch
         assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_bad_input_gets_one_line_and_status_2(run, tmp_path):
     result, other = tmp_path / "result.csv", tmp_path / "other.csv"
     other.write_text("a,b\n")

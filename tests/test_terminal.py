@@ -301,13 +301,13 @@ def games_in(text):
 def test_a_terminal_of_24_rows_without_colours_until_the_limit(terminal):
     shell = terminal(100, 24)
     shell.keys("export NO_COLOR=1", "Enter")
-    shell.start("--num-workers 2 --max-global-episodes 60 --render terminal")
+    shell.start("--num-workers 2 --max-global-episodes 30 --render terminal")
     assert wait_until(lambda: shell.shows_both_paddles(20))
     assert not re.search(r"\x1b\[[\d;]*[34]8;", "\n".join(shell.rows("-e")))
     assert wait_until(shell.ended)
     text = shell.text()
-    assert len(games_in(text)) == 60
-    assert "60 games played: 60 games, " in text
+    assert len(games_in(text)) == 30
+    assert "30 games played: 30 games, " in text
     assert shell.status() == ["0"]
 
 
