@@ -8,6 +8,7 @@ that Python starts.
 
 import atexit
 import contextlib
+import gc
 import io
 import json
 import os
@@ -103,6 +104,7 @@ def serve():
     a3c_pong.load_tensorflow()
     load_matplotlib()
     save_curve([], io.BytesIO())  # imports more
+    gc.freeze()  # or each process would look through, and so copy, all of this when it ends
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing)
