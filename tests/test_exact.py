@@ -277,7 +277,7 @@ def test_rows_long_untouched_are_decayed_as_the_dense_ones(tf, rollouts, double)
 
 def test_measuring_an_update_gives_its_figures_and_changes_nothing(tf, rollouts):
     plain, measured = (Sparse(tf, 1, a3c_pong.Settings()) for _ in range(2))
-    for rollout in rollouts[:40]:
+    for rollout in rollouts[:20]:
         rewards, policy = rollout.rewards.tolist(), measured.policies[0]
         layer = np.clip(dense(rollout)[:-1] @ policy.kernel[:, :300] + policy.bias, 0, 6)
         p = np.exp(layer @ policy.head_kernel + policy.head_bias)

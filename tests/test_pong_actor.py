@@ -353,7 +353,10 @@ def test_an_actor_plays_as_a_player_in_this_process_with_the_weights_last_writte
             assert same([actor.play(20)], [player.play(20)])
 
 
-@pytest.mark.parametrize("frames, ahead, epsilon", [(1, False, None), (3, True, 0.2)])
+@pytest.mark.parametrize(
+    "frames, ahead, epsilon",
+    [pytest.param(1, False, None, marks=pytest.mark.slow), (3, True, 0.2)],
+)
 def test_a_restored_actor_plays_on_as_the_one_whose_state_it_has(start, frames, ahead, epsilon):
     kernel, *others = a_policy()
     policy = np.tile(kernel, (frames, 1)), *others
