@@ -209,7 +209,7 @@ class RolloutFeeds:
     row of the kernel gets no gradient. So an update needs the rows of the pixels that are on in the
     rollout, 100 to 300 of 6,400.
 
-    T steps have T + 1 states. The last is the state after the rollout. The returns may need its
+    n steps have n + 1 states. The last is the state after the rollout. The returns may need its
     value. Its weight in the losses, `each`, is 0.
     """
 
@@ -217,37 +217,37 @@ class RolloutFeeds:
         """Make them. sums: whether a loss is the sum over the steps, or their mean."""
         self.dtype, self.sums = dtype, sums
         self.rows = tf.placeholder(tf.int32, [None], "rows")  # [U]: the pixels that are on
-        self.s = tf.placeholder(dtype, [None, None], "state")  # [T + 1, U] of 0 and 1
-        self.a_his = tf.placeholder(tf.int32, [None], "action")  # [T + 1]
-        self.rewards = tf.placeholder(dtype, [None, 1], "rewards")  # [T + 1, 1]
-        self.weights = tf.placeholder(dtype, [None, None], "weights")  # [T + 1, T + 1]
-        self.each = tf.placeholder(dtype, [None, 1], "each")  # [T + 1, 1]
+        self.s = tf.placeholder(dtype, [None, None], "state")  # [n + 1, U] of 0 and 1
+        self.a_his = tf.placeholder(tf.int32, [None], "action")  # [n + 1]
+        self.discounted = tf.placeholder(dtype, [None, 1], "discounted")  # [n + 1, 1]
+        self.weights = tf.placeholder(dtype, [None, None], "weights")  # [n + 1, n + 1]
+        self.each = tf.placeholder(dtype, [None, 1], "each")  # [n + 1, 1]
         self.beta = tf.placeholder(dtype, [], "beta")
 
     def placeholders(self):
         """Return the placeholders in the order of `values`."""
-        returns = [self.rewards, self.weights]
+        returns = [self.discounted, self.weights]
         return [self.rows, self.s, self.a_his, *returns, self.each, self.beta]
 
     def values(self, rollout, returns, beta):
         """Return the placeholders' values for a rollout, its `Returns` and the entropy's weight."""
         steps = len(rollout.actions)
         actions = np.append(rollout.actions, np.int32(rollout.next_action))
-        rewards = np.zeros((steps + 1, 1), self.dtype)
-        rewards[:-1, 0] = returns.rewards
+        discounted = np.zeros((steps + 1, 1), self.dtype)
+        discounted[:-1, 0] = returns.discounted
         weights = np.zeros((steps + 1, steps + 1), self.dtype)
         weights[:-1, 1:] = returns.weights
         each = np.zeros((steps + 1, 1), self.dtype)
         each[:-1] = 1 if self.sums else 1 / steps
         states, beta = rollout.states.astype(self.dtype), np.asarray(beta, self.dtype)
-        return [rollout.rows, states, actions, rewards, weights, each, beta]
+        return [rollout.rows, states, actions, discounted, weights, each, beta]
 
     def v_target(self, values):
-        """Return the returns [T + 1, 1], given the values [T + 1, 1] of the states."""
-        return self.rewards + self.weights @ tf.stop_gradient(values)
+        """Return the returns [n + 1, 1], given the values [n + 1, 1] of the states."""
+        return self.discounted + self.weights @ tf.stop_gradient(values)
 
     def reduce(self, x):
-        """Return the chapter's reduce_mean of x [T + 1, 1] over the steps, or their sum."""
+        """Return the chapter's reduce_mean of x [n + 1, 1] over the steps, or their sum."""
         return tf.reduce_sum(self.each * x)
 
     def mean(self, loss):
@@ -295,7 +295,7 @@ class ActorCriticNetwork:
             self.a_prob, self.v, self.a_params, self.c_params = self._build_net()
             self.v_target = feeds.v_target(self.v)
 
-            td = tf.subtract(self.v_target, self.v, name="temporal_difference_error")  # [T + 1, 1]
+            td = tf.subtract(self.v_target, self.v, name="temporal_difference_error")  # [n + 1, 1]
             with tf.name_scope("critic_loss"):
                 self.c_loss = feeds.reduce(tf.square(td))
 
@@ -314,7 +314,7 @@ class ActorCriticNetwork:
                 self.c_grads = tf.gradients(self.c_loss, self.c_params)
                 # in the kernel the actor's columns learn from a_loss, the critic's from c_loss
                 losses = [self.a_loss, self.c_loss]
-                (self.pixels_grad,) = tf.gradients(losses, [self.pixels])  # [T + 1, 400]
+                (self.pixels_grad,) = tf.gradients(losses, [self.pixels])  # [n + 1, 400]
                 self.kernel_grad = tf.matmul(self.s, self.pixels_grad, transpose_a=True)  # [U, 400]
 
         figures = {  # for TensorBoard
@@ -333,8 +333,8 @@ class ActorCriticNetwork:
             self.sync = globalnet.connect(self.params, feeds.placeholders(), push, figures)
 
     def _build_net(self):
-        """Return a_prob [T + 1, actions], v [T + 1, 1], and the parameters but for the kernel."""
-        self.pixels = self.s @ self.params.kernel  # [T + 1, 400]
+        """Return a_prob [n + 1, actions], v [n + 1, 1], and the parameters but for the kernel."""
+        self.pixels = self.s @ self.params.kernel  # [n + 1, 400]
         units = [self.POLICY_UNITS, self.CRITIC_UNITS]
         a_pixels, c_pixels = tf.split(self.pixels, units, axis=1)
         a_params = self.params.heads["actor_network"]
@@ -424,17 +424,17 @@ class QNetwork:
         self.sync = globalnet.connect(self.params, feeds.placeholders(), push, figures, target)
 
     def _build_net(self, params):
-        """Return Q [T + 1, actions], the first layer's product, and the parameters after it."""
-        pixels = self.s @ params.kernel  # [T + 1, 300]
+        """Return Q [n + 1, actions], the first layer's product, and the parameters after it."""
+        pixels = self.s @ params.kernel  # [n + 1, 300]
         q_params = params.heads["q_network"]
         return two_layers(pixels, *q_params), pixels, q_params
 
     def taken(self, q):
-        """Return Q of the action taken in each state, [T + 1, 1], from Q [T + 1, actions]."""
+        """Return Q of the action taken in each state, [n + 1, 1], from Q [n + 1, actions]."""
         return tf.expand_dims(tf.gather(q, self.a_his, batch_dims=1), 1)
 
     def bootstrap_values(self):
-        """Return max_a Q(s, a; target), [T + 1, 1]."""
+        """Return max_a Q(s, a; target), [n + 1, 1]."""
         return tf.reduce_max(self.target_q, axis=1, keepdims=True)
 
     update_global = ActorCriticNetwork.update_global
@@ -468,7 +468,7 @@ class OneStepSarsa(QNetwork):
     CHOOSES_AHEAD = True
 
     def bootstrap_values(self):
-        """Return Q(s, a; target) of the action taken in each state, [T + 1, 1]."""
+        """Return Q(s, a; target) of the action taken in each state, [n + 1, 1]."""
         return self.taken(self.target_q)
 
 
@@ -489,7 +489,7 @@ METHODS = {
 
 
 def learning_rewards(rollout, lost_game_reward):
-    """Return the rewards to learn from, T floats: the game's, but for the last of a lost game.
+    """Return the rewards to learn from, n floats: the game's, but for the last of a lost game.
 
     Chapter: `if done and r <= 0: r = -20`. A game cut off by the frame limit is not a lost one.
     """
@@ -500,26 +500,26 @@ def learning_rewards(rollout, lost_game_reward):
 
 
 class Returns(NamedTuple):
-    """The two parts of the targets of a rollout's T steps, v_target = rewards + weights @ V[1:].
+    """The two parts of the targets of n steps: v_target = discounted + weights @ V[1:].
 
-    The network adds the second part, as it computes the values V [T + 1] of the states.
+    The network adds the second part, as it computes the values V [n + 1] of the states.
     """
 
-    rewards: np.ndarray  # [T] float64, discounted sums of them
-    weights: np.ndarray  # [T, T] float64
+    discounted: np.ndarray  # [n] float64, discounted sums of rewards
+    weights: np.ndarray  # [n, n] float64
 
 
 def lambda_returns(buffer_r, ends, gamma, lambda_):
     """Return the parts of G_t = r_t + gamma ((1 - lambda) V_{t+1} + lambda G_{t+1}), a `Returns`.
 
-    The recursion starts with G_T = V_T and runs backwards. At an end G_t = r_t. With lambda 1 it is
+    The recursion starts with G_n = V_n and runs backwards. At an end G_t = r_t. With lambda 1 it is
     the chapter's, `for r in buffer_r[::-1]: v_s_ = r + gamma * v_s_`. With lambda 0 it gives the
     targets of the one-step methods. G_t - V_t is the advantage of generalized advantage estimation
     (arXiv 1506.02438).
 
     Args:
-        buffer_r: [T] floats, the rewards.
-        ends: [T] bools, whether the return is cut after a step.
+        buffer_r: [n] floats, the rewards.
+        ends: [n] bools, whether the return is cut after a step.
         gamma, lambda_: numbers from 0 to 1.
     """
     decayed, weights = discounting(np.asarray(ends, bool).tobytes(), gamma, lambda_)
@@ -528,7 +528,7 @@ def lambda_returns(buffer_r, ends, gamma, lambda_):
 
 @functools.lru_cache(maxsize=8)  # the chapter's rollouts are nearly all whole, without an end
 def discounting(ends, gamma, lambda_):
-    """Return its coefficients, two matrices [T, T] float64: of the rewards, of the values.
+    """Return its coefficients, two matrices [n, n] float64: of the rewards, of the values.
 
     ends: bytes, one a step: the cache needs what can be hashed.
     """

@@ -41,9 +41,9 @@ class Rollout(NamedTuple):
     """An actor's answer: as many steps as were asked for, or fewer if the game ended."""
 
     rows: np.ndarray  # [U] int32, sorted: the inputs that are 1 in at least one of the states
-    states: np.ndarray  # [T + 1, U] uint8: those inputs; the last is the state after the steps
-    actions: np.ndarray  # [T] int32
-    rewards: np.ndarray  # [T] float32: the game's own, -1, 0 or 1
+    states: np.ndarray  # [n + 1, U] uint8: those inputs; the last is the state after the steps
+    actions: np.ndarray  # [n] int32
+    rewards: np.ndarray  # [n] float32: the game's own, -1, 0 or 1
     terminal: bool  # the game is over
     truncated: bool  # the emulator's frame limit ended the game
     next_action: int = 0  # the action for the last state, if it is chosen ahead

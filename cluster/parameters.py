@@ -132,8 +132,8 @@ class Parameters(Board):
         """Build the call that pushes a rollout's gradients, counts its steps, and pulls."""
         units, dtype = int(self.kernel.shape[1]), self.kernel.dtype.base_dtype
         rows = tf.placeholder(tf.int32, [None], "rows")  # [U]
-        states = tf.placeholder(tf.uint8, [None, None], "states")  # [T + 1, U]
-        pixels_grad = tf.placeholder(dtype, [None, units], "pixels_grad")  # [T + 1, units]
+        states = tf.placeholder(tf.uint8, [None, None], "states")  # [n + 1, U]
+        pixels_grad = tf.placeholder(dtype, [None, units], "pixels_grad")  # [n + 1, units]
         s = tf.cast(states, dtype)
         grads = []
         for variable in self.params:

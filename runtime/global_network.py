@@ -203,8 +203,8 @@ class GlobalVariables:
 
         Args:
             rows: [U] int32.
-            s: [T + 1, U], the states.
-            pixels_grad: [T + 1, units], the gradient of `s @ kernel`.
+            s: [n + 1, U], the states.
+            pixels_grad: [n + 1, units], the gradient of `s @ kernel`.
         """
         gradient = tf.matmul(s, pixels_grad, transpose_a=True)
         return self.kernel_train.apply_gradients(gradient, rows)

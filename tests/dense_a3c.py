@@ -66,7 +66,7 @@ class DenseA3C:
         return net
 
     def update_global(self, worker, s, s_, actions, rewards, terminal):
-        """The chapter's update from dense states s [T, 6400] and s_ [6400] after them."""
+        """The chapter's update from dense states s [n, 6400] and s_ [6400] after them."""
         net = self.locals[worker]
         v_s_ = 0 if terminal else self.session.run(net["v"], {net["s"]: s_[np.newaxis]})[0, 0]
         buffer_v_target = []

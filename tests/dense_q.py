@@ -29,23 +29,23 @@ class DenseQ:
         return variables, tf.nn.relu6(self.s @ kernel + bias) @ head_kernel + head_bias
 
     def targets(self, states, actions, next_action, rewards, terminal):
-        """states [T + 1, 6400]; the y of the pseudo-code, step by step."""
+        """states [n + 1, 6400]; the y of the pseudo-code, step by step."""
         q, gamma = self.session.run(self.target_q, {self.s: states}), self.settings.gamma
-        T = len(actions)
+        n = len(actions)
         if self.settings.method == "n-step-q":
-            R, y = 0.0 if terminal else q[T].max(), []
+            R, y = 0.0 if terminal else q[n].max(), []
             for r in rewards[::-1]:
                 R = r + gamma * R
                 y.append(R)
             return y[::-1]
         y = []
-        for t in range(T):
-            if t == T - 1 and terminal:
+        for t in range(n):
+            if t == n - 1 and terminal:
                 y.append(rewards[t])
             elif self.settings.method == "one-step-q":
                 y.append(rewards[t] + gamma * q[t + 1].max())
             else:
-                then = actions[t + 1] if t < T - 1 else next_action
+                then = actions[t + 1] if t < n - 1 else next_action
                 y.append(rewards[t] + gamma * q[t + 1, then])
         return y
 

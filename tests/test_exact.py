@@ -42,7 +42,7 @@ def ends(rollout):
 
 
 def dense(rollout):
-    """The states of a rollout as [T + 1, 6400] float32."""
+    """The states of a rollout as [n + 1, 6400] float32."""
     states = np.zeros((len(rollout.states), 6400), np.float32)
     states[:, rollout.rows] = rollout.states
     return states

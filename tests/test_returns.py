@@ -13,7 +13,7 @@ def rollout(rewards, terminal=False, truncated=False):
 
 
 def returns(rewards, values, ends=(), gamma=0.5, lambda_=1.0):
-    """The returns of `lambda_returns`, from the values [T + 1] of the states; ends: their steps."""
+    """The returns of `lambda_returns`, from the values [n + 1] of the states; ends: their steps."""
     ended = [step in ends for step in range(len(rewards))]
     of_rewards, weights = lambda_returns(rewards, ended, gamma, lambda_)
     return of_rewards + weights @ np.array(values[1:], float)
