@@ -90,7 +90,8 @@ class Settings:
     cut_at_points: bool = setting(False, "returns end at each point scored [chapter: no]")
     beta_power: float = setting(
         0.0,
-        "beta is multiplied by ((21 - recent score) / 42) ** beta_power; 0: constant [ours]",
+        "beta is multiplied by ((21 - recent score) / 42) ** beta_power; 0: constant; recent: the "
+        "mean of some 10 games [ours]",
         NOT_NEGATIVE,
     )
     rate_falls_below: float = setting(

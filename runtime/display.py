@@ -72,7 +72,7 @@ class Display:
 
 
 def game_line(episode):
-    """Return the chapter's line for a game, with its true score and the moving true score."""
+    """Return the chapter's line for a game, with its true score and the running score."""
     e = episode
     chapters = f"{e.worker} Ep: {e.episode} | Ep_r: {int(e.running_reward)}"
     return f"{chapters} | score: {e.score} (running {e.running_score:.1f})"

@@ -118,7 +118,7 @@ def draw(picture, *folders):
 
 
 def draw_comparison(figure, runs):
-    """Draw runs as in the paper's Figure 1: moving true score by minutes, and by steps.
+    """Draw runs as in the paper's Figure 1: running score by minutes, and by steps.
 
     Args:
         figure: a Matplotlib figure, empty.
@@ -132,7 +132,7 @@ def draw_comparison(figure, runs):
         minutes, millions = [e.seconds / 60 for e in shown], [e.agent_steps / 1e6 for e in shown]
         for ax, x in zip(axes, (minutes, millions)):
             ax.plot(x, scores, color=f"C{labels.index(label)}", linewidth=1)
-    axes[0].set(xlabel="minutes", ylabel="moving true score")
+    axes[0].set(xlabel="minutes", ylabel="running score")
     axes[1].set(xlabel="million agent steps")
     for ax in axes:
         ax.grid(alpha=0.3)
