@@ -73,7 +73,7 @@ class Settings:
         -20.0, "last reward of a lost game; none: the game's own [chapter]", FINITE
     )
     preset: Literal["chapter", "rally"] = setting(
-        "chapter", "a set of defaults for the settings that are not given [chapter]"
+        "chapter", "a set of defaults for the settings that are not given [ours]"
     )
     method: Literal["a3c", "one-step-q", "one-step-sarsa", "n-step-q"] = setting(
         "a3c", "one of the chapter's four methods [chapter: its code is a3c's]"
@@ -178,7 +178,7 @@ RALLY_Q = RALLY | dict(anneal_steps=10_000_000)
 PRESETS = {
     "chapter": {},
     "rally": {
-        # The entropy's weight falls as the score rises, and above a score of +10 the rates, too.
+        # The entropy's weight falls as the score rises, and above a score of +10.5 the rates, too.
         "a3c": RALLY
         | dict(
             pull="both",
@@ -210,8 +210,8 @@ class RolloutFeeds:
     row of the kernel gets no gradient. So an update needs the rows of the pixels that are on in the
     rollout, 100 to 300 of 6,400.
 
-    n steps have n + 1 states. The last is the state after the rollout. The returns may need its
-    value. Its weight in the losses, `each`, is 0.
+    n steps have n + 1 states. The last is the state after the rollout, whose value the returns may
+    need. `each` is a state's weight in the losses, which is 0 for the last.
     """
 
     def __init__(self, dtype, sums):
@@ -290,7 +290,7 @@ class ActorCriticNetwork:
         self.globalnet = globalnet
         self.lambda_ = settings.gae_lambda
         with tf.name_scope("local"):
-            self.params = globalnet.local_params()  # fed; of the kernel, rows [U, 400]
+            self.params = globalnet.local_params()  # are fed; of the kernel the U rows, [U, 400]
             self.feeds = feeds = RolloutFeeds(globalnet.dtype, sums=settings.loss == "sum")
             self.s, self.a_his = feeds.s, feeds.a_his
             self.a_prob, self.v, self.a_params, self.c_params = self._build_net()
@@ -327,7 +327,7 @@ class ActorCriticNetwork:
             ),
         }
         with tf.name_scope("sync"):  # push: the gradients; pull: into a LocalCopy
-            # for the kernel s and pixels_grad, whose product is its gradient; by its own RMSProp
+            # of the kernel both factors of its gradient, s and pixels_grad; it has its own RMSProp
             push = globalnet.push_rows(feeds.rows, self.s, self.pixels_grad)
             push += globalnet.push("actor_network", self.a_grads)  # by actor_train
             push += globalnet.push("critic_network", self.c_grads)  # by critic_train
@@ -350,8 +350,8 @@ class ActorCriticNetwork:
     def update_global(self, local, rollout, returns, game=None, measure=False):  # run local
         """Apply the local gradients of a rollout to the global network.
 
-        In a cluster the call also counts the steps and the game. The server's answer has the rows
-        that changed, and a `pull_global` after it copies them.
+        In a cluster the call also counts the steps and the game. The server answers with the rows
+        that changed. The next `pull_global` copies them into the worker's `LocalCopy`.
 
         Args:
             local: the worker's `LocalCopy`, with which the gradients are computed.
@@ -374,7 +374,7 @@ class ActorCriticNetwork:
 
     @staticmethod
     def exploration(settings, number, frames_per_step):
-        """Return a function from T to None: A3C has no epsilon, it draws from its policy."""
+        """Return a function of T that returns None: A3C draws from its policy, without epsilon."""
         return lambda T: None
 
 
@@ -490,7 +490,7 @@ METHODS = {
 
 
 def learning_rewards(rollout, lost_game_reward):
-    """Return the rewards to learn from, n floats: the game's, but for the last of a lost game.
+    """Return the n rewards to learn from, floats: the game's, except the last of a lost game.
 
     Chapter: `if done and r <= 0: r = -20`. A game cut off by the frame limit is not a lost one.
     """
@@ -535,7 +535,7 @@ def discounting(ends, gamma, lambda_):
     """
     ends = np.frombuffer(ends, bool)
     distance = np.arange(len(ends)) - np.arange(len(ends))[:, np.newaxis]
-    episode = np.cumsum(ends) - ends  # each step's; the step that ends one belongs to it
+    episode = np.cumsum(ends) - ends  # its number for each step; its last step belongs to it
     powers = (gamma * lambda_) ** np.arange(len(ends), dtype=float)
     decayed = np.triu(powers[np.maximum(distance, 0)])
     decayed *= episode == episode[:, np.newaxis]
@@ -551,7 +551,7 @@ class Worker:
     """A thread's agent: a local network, and an actor process that plays with its policy."""
 
     def __init__(self, name, AC, actors, run):
-        """Start without an actor, whose memory holds the local copy.
+        """Start without an actor. Its memory will hold the local copy of the weights.
 
         Args:
             name: "W_n".
@@ -580,7 +580,7 @@ class Worker:
                         buffer_r = learning_rewards(rollout, settings.lost_game_reward)  # the -20
                         v_target = self.returns(rollout, buffer_r)  # the network adds V to it
                         game = self.add_up(rollout, buffer_r)
-                        with run.updating:  # for as many threads as cores, so none pushes late
+                        with run.updating:  # as many threads as cores: none waits for one in here
                             if settings.pull != "after":  # its gradient is of the newest weights
                                 self.AC.pull_global(self.local)
                             figures = self.AC.update_global(
@@ -590,7 +590,8 @@ class Worker:
                                 self.AC.pull_global(self.local)
                         # counts T; if a game ended, also global_running_rate and the chapter's line
                         T = run.count(len(buffer_r), game, figures)
-                        if T % settings.target_steps < len(buffer_r):  # passed; A3C has no target
+                        # whether the rollout passed a multiple of target_steps; A3C has no target
+                        if T % settings.target_steps < len(buffer_r):
                             self.AC.globalnet.refresh_target()
                 except ActorDied as death:
                     self.replace_actor(death)

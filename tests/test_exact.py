@@ -255,7 +255,7 @@ def paddles_of_two_steps(rollout):
 @pytest.mark.parametrize("double", [False, True])
 def test_rows_long_untouched_are_decayed_as_the_dense_ones(tf, rollouts, double):
     """After 1,000 updates their mean squares are below what single precision can hold."""
-    untouched_for = 200 if double else 1000
+    untouched_for = 100 if double else 1000
     sparse, reference = both(tf, 1, double)
     for rollout in rollouts[:20]:
         update_both(sparse, reference, 0, rollout)

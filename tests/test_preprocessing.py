@@ -71,7 +71,7 @@ def test_frames_of_play_come_out_as_in_the_chapter():
 def test_every_colour_comes_out_as_in_the_chapter():
     env, rng = pong_actor.make_env("Pong-v0"), np.random.default_rng(0)
     seen = np.zeros((256, 256), bool)  # [palette index, red]
-    for frame in range(6_000):
+    for frame in range(4_000):
         if frame % 200 == 0:
             env.reset(seed=frame)
         for address, value in rng.integers((128, 256), size=(4, 2)).tolist():

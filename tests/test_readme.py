@@ -65,7 +65,7 @@ def definitions(row):
     for part in row[1].split(";"):
         file, names = re.fullmatch(r"\s*(?:`([\w/]+\.py)`:)?(.*)", part).groups()
         for name in re.findall(r"`([\w.]+)`", names):
-            yield file or "a3c_pong.py", name
+            yield file or "a3c_pong.py", re.sub(r"^AC\.", "ActorCriticNetwork.", name)
 
 
 CHAPTER, METHODS = tables("The chapter, part by part")
