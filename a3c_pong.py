@@ -290,7 +290,7 @@ class ActorCriticNetwork:
         self.globalnet = globalnet
         self.lambda_ = settings.gae_lambda
         with tf.name_scope("local"):
-            self.params = globalnet.local_params()  # are fed; of the kernel the U rows, [U, 400]
+            self.params = globalnet.local_params()  # fed; of the kernel only U rows, [U, 400]
             self.feeds = feeds = RolloutFeeds(globalnet.dtype, sums=settings.loss == "sum")
             self.s, self.a_his = feeds.s, feeds.a_his
             self.a_prob, self.v, self.a_params, self.c_params = self._build_net()
@@ -327,7 +327,7 @@ class ActorCriticNetwork:
             ),
         }
         with tf.name_scope("sync"):  # push: the gradients; pull: into a LocalCopy
-            # of the kernel both factors of its gradient, s and pixels_grad; it has its own RMSProp
+            # the kernel's gradient as its factors, s and pixels_grad; its RMSProp is its own
             push = globalnet.push_rows(feeds.rows, self.s, self.pixels_grad)
             push += globalnet.push("actor_network", self.a_grads)  # by actor_train
             push += globalnet.push("critic_network", self.c_grads)  # by critic_train
@@ -535,7 +535,7 @@ def discounting(ends, gamma, lambda_):
     """
     ends = np.frombuffer(ends, bool)
     distance = np.arange(len(ends)) - np.arange(len(ends))[:, np.newaxis]
-    episode = np.cumsum(ends) - ends  # its number for each step; its last step belongs to it
+    episode = np.cumsum(ends) - ends  # each step's number; an episode's last step belongs to it
     powers = (gamma * lambda_) ** np.arange(len(ends), dtype=float)
     decayed = np.triu(powers[np.maximum(distance, 0)])
     decayed *= episode == episode[:, np.newaxis]
