@@ -163,10 +163,20 @@ def reader(kind, none=None):
     """Return a function that reads a setting of this kind; `none` is None if it may be."""
 
     def read(text):
-        return None if none and text == "none" else kind(text)
+        if none and text == "none":
+            return None
+        return whole(text) if kind is int else kind(text)
 
     read.__name__ = kind.__name__  # argparse names it in its complaint
     return read
+
+
+def whole(text):
+    """Return the whole number that a text holds; 20e6 is one. Raises ValueError if it has none."""
+    number = float(text) if "e" in text.lower() else int(text)
+    if math.isfinite(number) and number == int(number):
+        return int(number)
+    raise ValueError(text)
 
 
 def add_commands(group):

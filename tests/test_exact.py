@@ -267,7 +267,7 @@ def test_rows_long_untouched_are_decayed_as_the_dense_ones(tf, rollouts, double)
         sparse.pull_global(0)
         reference.pull_global(0)
     untouched = sparse.globalnet.row_log.updates - sparse.globalnet.row_log.touched_by
-    long_ago = (untouched > untouched_for) & (untouched <= untouched_for + 40)
+    long_ago = (untouched > untouched_for) & (untouched < untouched_for + 40)
     assert long_ago.sum() > 100  # touched once, then not
     assert_equal(sparse, reference)
     for rollout in rollouts[:10]:  # and touched again

@@ -176,9 +176,13 @@ def test_a_signal_while_the_checkpoint_is_read_ends_it_quietly_and_the_run_stays
 @pytest.mark.slow
 def test_20_kills_leave_one_curve(start, tmp_path):
     rng, run = random.Random(1), tmp_path / "run"
+
+    def imports_tensorflow(program):
+        return b"libtensorflow" in program.maps()
+
     starts = (
         lambda program: len(program.actors()) == 2,
-        lambda program: b"libtensorflow" in program.maps(),
+        imports_tensorflow,
         lambda program: "curve in" in program.out,
     )
     fast = "--num-workers", "2", "--autosave-minutes", "0.005", "--render", "never"
@@ -186,11 +190,12 @@ def test_20_kills_leave_one_curve(start, tmp_path):
     for kill in range(20):
         begun = (run / "config.json").exists()
         folder = ("--resume", str(run)) if begun else ("--run-dir", str(run))
+        has_come_to = starts[kill // 2 % 3]
         # one that is killed while it imports TensorFlow is started by Python
-        imports = kill % 6 == 3
+        imports = kill % 2 and has_come_to is imports_tensorflow
         program = start(*fast, *folder, command=("env",) if imports else ())
         if kill % 2:  # while it starts
-            assert wait_until(lambda: starts[kill // 2 % 3](program))  # noqa: B023
+            assert wait_until(lambda: has_come_to(program))  # noqa: B023
         elif kill % 4:  # while it saves
             assert wait_until(lambda: (run / "checkpoints" / "unfinished").exists())
         else:
@@ -487,7 +492,7 @@ def test_a_jump_of_the_clock_changes_nothing(start, tmp_path):
     clock.write_text("+0")
     before = time.monotonic()
     program = start(
-        "--num-workers", "1", "--max-minutes", "0.15", "--autosave-minutes", "0.01",
+        "--num-workers", "1", "--max-minutes", "0.25", "--autosave-minutes", "0.01",
         LD_PRELOAD=str(libraries[0]), FAKETIME_TIMESTAMP_FILE=str(clock), FAKETIME_NO_CACHE="1",
         FAKETIME_DONT_FAKE_MONOTONIC="1",
     )  # fmt: skip
@@ -499,7 +504,7 @@ def test_a_jump_of_the_clock_changes_nothing(start, tmp_path):
     assert program.wait() == 0
     assert program.err == ""
     reason, games, _, seconds = program.played()
-    assert reason == "0.15 minutes over" and 9 <= seconds <= time.monotonic() - before
+    assert reason == "0.25 minutes over" and 15 <= seconds <= time.monotonic() - before
     rows = rows_of(run)
     assert len(rows) == games > 0 and float(rows[-1]["seconds"]) <= seconds + 1
     times = [event.wall_time for event in events_of(run)]

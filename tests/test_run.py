@@ -326,6 +326,8 @@ def test_a_wrong_option_is_named_in_one_line(start):
         ("--max-minutes 0", "--max-minutes"),
         ("--method dqn", "--method"),
         ("--frames 0", "--frames"),
+        ("--max-steps 2.5e0", "--max-steps: invalid int value: '2.5e0'"),
+        ("--max-steps 1e999", "--max-steps: invalid int value: '1e999'"),
         ("--frames 3000", "--frames must be between 1 and 8"),
         ("--num-workers 2000", "--num-workers must be between 1 and 256"),
         ("--cut-at-points maybe", "--cut-at-points: it must be yes or no, not 'maybe'"),
@@ -358,6 +360,12 @@ def test_every_option_with_a_wrong_value_is_named_in_one_line(options, named, ca
 def test_what_the_help_calls_yes_or_no_may_be_given_so(options, value):
     _, given = command_line.parse(Settings, PRESETS, "", options.split())
     assert given == {"cut_at_points": value}
+
+
+def test_a_whole_number_may_be_written_with_an_exponent():
+    _, given = command_line.parse(Settings, PRESETS, "", "--max-steps 20e6 --seed 1_000".split())
+    assert given == {"max_steps": 20_000_000, "seed": 1000}
+    assert all(type(number) is int for number in given.values())
 
 
 def test_a_folder_that_holds_a_run_is_left_as_it_is(start, tmp_path):
