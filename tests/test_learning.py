@@ -45,13 +45,13 @@ def test_one_worker_and_a_seed_settle_every_weight():
 @pytest.mark.slow
 @pytest.mark.parametrize("method", a3c_pong.METHODS)
 def test_it_learns_what_to_do_where(method):
-    """Reward 1 for the wanted action, 0 for others, gamma 0.5: the best is worth 2 in any state.
+    """Reward 1 for the wanted action, 0 for others, gamma 0.8: the best is worth 5 in any state.
 
-    Guessing earns 1/6, and the best that is blind to the frame 1/2. Without the value of the next
-    state in its targets, a method would say 1.
+    Guessing earns 1/6, and the best that is blind to the frame 1/2. Without the value of the state
+    after them in its targets, a one-step method would say 1, and the others 4.
     """
     settings = a3c_pong.Settings(
-        method=method, gamma=0.5, lr_actor=1e-3, lr_critic=1e-3, lr_q=1e-3,
+        method=method, gamma=0.8, lr_actor=1e-3, lr_critic=1e-3, lr_q=1e-3,
         target_steps=300, epsilon_frames=12_000, seed=12,
     )  # fmt: skip
     with InProcess(settings) as launch:
@@ -78,7 +78,7 @@ def test_it_learns_what_to_do_where(method):
                 globalnet.refresh_target()
     assert np.mean(earned[:20]) < 0.5
     assert np.mean(earned[-100:]) > 0.9
-    assert abs(np.mean(values) - 2) < 0.25
+    assert abs(np.mean(values) - 5) < 0.4
 
 
 @pytest.mark.slow
