@@ -219,7 +219,7 @@ def add_commands(group):
     group.add_argument(
         "--games",
         metavar="INT",
-        type=int,
+        type=reader(int),
         help="with --evaluate: games sampled from the policy, and as many greedy (default: 20)",
     )
 
