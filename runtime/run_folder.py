@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import io
+import itertools
 import json
 import math
 import multiprocessing
@@ -189,6 +190,8 @@ class RunFolder:
             epsilons: as for `new`.
             episodes, agent_steps: those of the checkpoint.
         """
+        if not checkpoint:
+            self._keep_curve()
         every = checkpoints.paths(self.path)
         for bad in every[: every.index(checkpoint)] if checkpoint else every:
             with contextlib.suppress(OSError):
@@ -209,6 +212,15 @@ class RunFolder:
         config["resumed"] = [*config.get("resumed", []), resumed]
         with self._if_possible("config.json"):
             self._write_config(config)
+
+    def _keep_curve(self):
+        """Rename scores.csv, whose games the run's new beginning would overwrite, if it has any."""
+        curve = self.path / "scores.csv"
+        kept = (self.path / f"scores-{number}.csv" for number in itertools.count(1))
+        with contextlib.suppress(OSError):
+            if curve.read_bytes().count(b"\n") > 1:
+                curve.rename(name := next(path for path in kept if not path.exists()))
+                self.notices.append(f"the games so far are kept in {name}")
 
     def begin_events(self, agent_steps, games):
         """Begin an event file, after so many steps and games."""

@@ -174,6 +174,18 @@ def test_a_signal_while_the_checkpoint_is_read_ends_it_quietly_and_the_run_stays
 
 
 @pytest.mark.slow
+def test_a_run_whose_checkpoints_are_gone_begins_anew_and_its_curve_is_kept(start, run):
+    shutil.rmtree(run / "checkpoints")
+    before = (run / "scores.csv").read_bytes()
+    assert len(rows_of(run)) > 0
+    program = start("--resume", str(run), "--max-steps", "100")
+    assert program.wait() == 0 and program.err == ""
+    assert (run / "scores-1.csv").read_bytes() == before
+    assert program.out.count(f"the games so far are kept in {run / 'scores-1.csv'}") == 1
+    assert len(rows_of(run)) == newest(run)[1]["games"] == 0
+
+
+@pytest.mark.slow
 def test_20_kills_leave_one_curve(start, tmp_path):
     rng, run = random.Random(1), tmp_path / "run"
 
