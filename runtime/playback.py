@@ -478,7 +478,9 @@ def main(command, given, signals):
         return play(command.play, given.get("render", "auto"), seed, console)
     except KeyboardInterrupt:
         return 128 + signals[0]  # as in shells
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        fail(f"{error.filename}: {checkpoints.why(error)}" if error.filename else error)
+    except ValueError as error:
         fail(error)
     except Failed as error:
         fail(error, status=1)

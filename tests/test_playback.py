@@ -87,7 +87,7 @@ def play_one(run_folder, seed, epsilon):
 
 @pytest.mark.slow
 def test_an_evaluation_is_what_its_protocol_says_whatever_the_cores(start, run_folder):
-    evaluate = "--evaluate", str(run_folder), "--games", "2", "--seed", "5"
+    evaluate = "--evaluate", str(run_folder), "--games", "2e0", "--seed", "5"
     run = start(*evaluate)
     assert run.wait() == 0
     assert run.err == ""
@@ -380,6 +380,8 @@ def test_options_that_make_no_sense_together_are_named_in_one_line(options, word
         ("--play RUN --record RUN/there.gif", "there.gif is there already"),
         ("--play RUN --record no/x.gif", "no: there is no such folder"),
         ("--play RUN --record x.mp4", "ffmpeg, which is not installed"),
+        ("--draw x.png nowhere", "nowhere/config.json: No such file or directory"),
+        ("--draw no/x.png CURVE", "no/x.png: No such file or directory"),
         ("--evaluate nowhere", "nowhere: there is no such folder or file"),
         ("--evaluate EMPTY", "it has no 'globalnet/actor_network/bias'"),
     ],
@@ -388,6 +390,7 @@ def test_what_cannot_be_done_is_said_in_one_line(start, run_folder, tmp_path, op
     (run_folder / "there.gif").write_text("")
     checkpoints.save(tmp_path / "empty.npz", checkpoints.Checkpoint({}, {}))
     for name, path in (("RUN", run_folder), ("README", ROOT / "README.md"), ("ROOT", ROOT),
+                       ("CURVE", ROOT / "results" / "a3c-chapter-seed1"),
                        ("EMPTY", tmp_path / "empty.npz")):  # fmt: skip
         options = options.replace(name, str(path))
     run = start(*options.split(), PATH="/nowhere")
