@@ -111,16 +111,21 @@ class RunFolder:
         self.length = 0  # of scores.csv in bytes; None: it must be written anew
         self.best, self.events = -math.inf, None
         self.unwritten, self.plotted = set(), time.monotonic()
+        self.about = None  # what config.json holds
         load_matplotlib(path)
-        self.lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released with the process
-        except BlockingIOError:
-            raise InUse(f"{path} is in use by a run that has not ended") from None
-        except OSError as error:  # some network file systems have none
-            notices.append(f"{path} cannot be locked ({why(error)}): start no other run in it")
+        self._lock()
         if not sync_folder(path):
             notices.append(f"{path} cannot be synced: a power cut may lose the last checkpoint")
+
+    def _lock(self):
+        lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released with the process
+        except BlockingIOError:
+            raise InUse(f"{self.path} is in use by a run that has not ended") from None
+        except OSError as error:  # some network file systems have none
+            line = f"{self.path} cannot be locked ({why(error)}): start no other run in it"
+            self.notices.append(line)
 
     @classmethod
     def new(cls, path, settings, epsilons, notices):
@@ -237,6 +242,8 @@ class RunFolder:
 
         measured: as for `EventFile.write`.
         """
+        with contextlib.suppress(OSError):
+            self._make_again()
         if self.events:
             with self._if_possible("events"):
                 self.events.write(episodes, measured)
@@ -252,6 +259,20 @@ class RunFolder:
             save_curve(episodes, picture)
             with self._if_possible("reward.png"), replacing(self.path / "reward.png") as file:
                 file.write(picture.getvalue())
+
+    def _make_again(self):
+        """Make the folder and its files anew if they were moved or removed during the run."""
+        if not self.path.exists():
+            self.path.mkdir(parents=True)
+            self._lock()
+            self.best = -math.inf
+            self.notices.append(f"{self.path} was gone: it is made anew, with the whole curve")
+        if self.about and not (self.path / "config.json").exists():
+            self._write_config(self.about)
+        if not (self.path / "scores.csv").exists():
+            self.length = None
+        if self.events and self.events.length and not self.events.path.exists():
+            self.begin_events(0, 0)
 
     def write_checkpoint(self, checkpoint):
         """Write a `Checkpoint` and delete old ones. Return whether it could be written."""
@@ -282,6 +303,7 @@ class RunFolder:
             self.unwritten.add(what)
 
     def _write_config(self, config):
+        self.about = config
         with replacing(self.path / "config.json") as file:
             file.write((json.dumps(config, indent=2) + "\n").encode())
 

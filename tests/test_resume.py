@@ -186,6 +186,28 @@ def test_a_run_whose_checkpoints_are_gone_begins_anew_and_its_curve_is_kept(star
 
 
 @pytest.mark.slow
+def test_a_folder_that_is_moved_during_the_run_is_made_anew_with_all_of_it(start):
+    program = start("--num-workers", "2", "--autosave-minutes", "0.01", "--render", "never")
+    run, moved = program.folder / "run", program.folder / "moved"
+    assert wait_until(lambda: len(program.games()) > 1 and steps_kept(run) > 0)
+    run.rename(moved)
+    assert wait_until(lambda: steps_kept(run) > steps_kept(moved))
+    for gone in run / "config.json", run / "scores.csv", *(run / "events").iterdir():
+        gone.unlink()
+    games = len(program.games())
+    assert wait_until(lambda: len(program.games()) > games and (run / "scores.csv").exists())
+    program.signal(signal.SIGTERM)
+    assert program.wait() == 0 and program.err == ""
+    assert program.out.count(f"{run} was gone: it is made anew, with the whole curve") == 1
+    played = newest(run)[1]["games"]
+    assert len(rows_of(run)) == len(program.games()) == played
+    scores = [e for e in events_of(run) if e.summary.value[0].tag == "game/score"]
+    assert len(scores) == played
+    config = json.loads((run / "config.json").read_text())
+    assert config == json.loads((moved / "config.json").read_text())
+
+
+@pytest.mark.slow
 def test_20_kills_leave_one_curve(start, tmp_path):
     rng, run = random.Random(1), tmp_path / "run"
 
