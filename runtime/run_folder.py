@@ -113,14 +113,14 @@ class RunFolder:
         self.unwritten, self.plotted = set(), time.monotonic()
         self.about = None  # what config.json holds
         load_matplotlib(path)
-        self._lock()
+        self._take_lock()
         if not sync_folder(path):
             notices.append(f"{path} cannot be synced: a power cut may lose the last checkpoint")
 
-    def _lock(self):
-        lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    def _take_lock(self):
+        self.lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released with the process
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released with the process
         except BlockingIOError:
             raise InUse(f"{self.path} is in use by a run that has not ended") from None
         except OSError as error:  # some network file systems have none
@@ -262,11 +262,15 @@ class RunFolder:
 
     def _make_again(self):
         """Make the folder and its files anew if they were moved or removed during the run."""
-        if not self.path.exists():
-            self.path.mkdir(parents=True)
-            self._lock()
+        lock, before = self.path / "lock", self.path
+        theirs = lock.exists() and not os.path.samestat(lock.stat(), os.fstat(self.lock))
+        if theirs or not self.path.exists():  # another run may have begun there since
+            self.path = another_path(self.path)
             self.best = -math.inf
-            self.notices.append(f"{self.path} was gone: it is made anew, with the whole curve")
+            line = f"the run's folder {before} is gone: {self.path} has the whole curve"
+            self.notices.append(line)
+        if not (self.path / "lock").exists():
+            self._take_lock()
         if self.about and not (self.path / "config.json").exists():
             self._write_config(self.about)
         if not (self.path / "scores.csv").exists():

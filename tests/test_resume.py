@@ -192,18 +192,28 @@ def test_a_folder_that_is_moved_during_the_run_is_made_anew_with_all_of_it(start
     assert wait_until(lambda: len(program.games()) > 1 and steps_kept(run) > 0)
     run.rename(moved)
     assert wait_until(lambda: steps_kept(run) > steps_kept(moved))
-    for gone in run / "config.json", run / "scores.csv", *(run / "events").iterdir():
+    for gone in run / "lock", run / "config.json", run / "scores.csv", *(run / "events").iterdir():
         gone.unlink()
     games = len(program.games())
     assert wait_until(lambda: len(program.games()) > games and (run / "scores.csv").exists())
+
+    run.rename(program.folder / "moved again")
+    run.mkdir()
+    for name in "lock", "scores.csv":  # another run begins there
+        (run / name).write_text("")
+    other, kept = program.folder / "run_2", steps_kept(program.folder / "moved again")
+    assert wait_until(lambda: steps_kept(other) > kept)
     program.signal(signal.SIGTERM)
     assert program.wait() == 0 and program.err == ""
-    assert program.out.count(f"{run} was gone: it is made anew, with the whole curve") == 1
-    played = newest(run)[1]["games"]
-    assert len(rows_of(run)) == len(program.games()) == played
-    scores = [e for e in events_of(run) if e.summary.value[0].tag == "game/score"]
-    assert len(scores) == played
-    config = json.loads((run / "config.json").read_text())
+    assert sorted(path.name for path in run.iterdir()) == ["lock", "scores.csv"]
+    assert (run / "scores.csv").read_text() == ""
+    for folder in run, other:
+        line = f"the run's folder {run} is gone: {folder} has the whole curve"
+        assert program.out.count(line) == 1
+    played = newest(other)[1]["games"]
+    assert len(rows_of(other)) == len(program.games()) == played
+    assert sum(e.summary.value[0].tag == "game/score" for e in events_of(other)) == played
+    config = json.loads((other / "config.json").read_text())
     assert config == json.loads((moved / "config.json").read_text())
 
 
