@@ -112,20 +112,24 @@ class RunFolder:
         self.best, self.events = -math.inf, None
         self.unwritten, self.plotted = set(), time.monotonic()
         self.about = None  # what config.json holds
+        self.owner = os.urandom(8).hex().encode()  # what the file "lock" holds
         load_matplotlib(path)
         self._take_lock()
         if not sync_folder(path):
             notices.append(f"{path} cannot be synced: a power cut may lose the last checkpoint")
 
     def _take_lock(self):
-        self.lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released with the process
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released with the process
         except BlockingIOError:
             raise InUse(f"{self.path} is in use by a run that has not ended") from None
         except OSError as error:  # some network file systems have none
             line = f"{self.path} cannot be locked ({why(error)}): start no other run in it"
             self.notices.append(line)
+        with contextlib.suppress(OSError):  # a full disk
+            os.ftruncate(lock, 0)
+            os.write(lock, self.owner)
 
     @classmethod
     def new(cls, path, settings, epsilons, notices):
@@ -263,7 +267,7 @@ class RunFolder:
     def _make_again(self):
         """Make the folder and its files anew if they were moved or removed during the run."""
         lock, before = self.path / "lock", self.path
-        theirs = lock.exists() and not os.path.samestat(lock.stat(), os.fstat(self.lock))
+        theirs = lock.exists() and lock.read_bytes() not in (self.owner, b"")
         if theirs or not self.path.exists():  # another run may have begun there since
             self.path = another_path(self.path)
             self.best = -math.inf

@@ -200,13 +200,13 @@ def test_a_folder_that_is_moved_during_the_run_is_made_anew_with_all_of_it(start
     run.rename(program.folder / "moved again")
     run.mkdir()
     for name in "lock", "scores.csv":  # another run begins there
-        (run / name).write_text("")
+        (run / name).write_text("another's")
     other, kept = program.folder / "run_2", steps_kept(program.folder / "moved again")
     assert wait_until(lambda: steps_kept(other) > kept)
     program.signal(signal.SIGTERM)
     assert program.wait() == 0 and program.err == ""
     assert sorted(path.name for path in run.iterdir()) == ["lock", "scores.csv"]
-    assert (run / "scores.csv").read_text() == ""
+    assert (run / "scores.csv").read_text() == "another's"
     for folder in run, other:
         line = f"the run's folder {run} is gone: {folder} has the whole curve"
         assert program.out.count(line) == 1
