@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import re
 import zipfile
 
 import numpy as np
@@ -123,7 +124,7 @@ def load(path):
 def why(error):
     """Return the first line of an exception's message."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return (text.splitlines() or [type(error).__name__])[0]
+    return (text.strip().splitlines() or [type(error).__name__])[0]
 
 
 # --------------------------------------------------------------------------------------- old names
@@ -161,10 +162,14 @@ def todays_array(name):
 
 
 def paths(run_folder):
-    """Return a run's checkpoint files, the newest first, the best last; none of them is opened."""
+    """Return a run's checkpoint files, the newest first, the best last; none of them is opened.
+
+    Other files in their folder, for example the user's copies, are left alone.
+    """
     folder = pathlib.Path(run_folder) / "checkpoints"
-    steps = sorted(folder.glob("step-*.npz"), key=lambda path: (len(path.name), path.name))
-    return steps[::-1] + list(folder.glob("best.npz"))
+    steps = {path: re.fullmatch(r"step-(\d+)\.npz", path.name) for path in folder.glob("step-*")}
+    steps = {path: int(name[1]) for path, name in steps.items() if name}
+    return sorted(steps, key=steps.get, reverse=True) + list(folder.glob("best.npz"))
 
 
 def load_newest(where, misfit=lambda checkpoint: None):

@@ -93,6 +93,11 @@ def refuse_a_run(path):
             raise FileExistsError(errno.EEXIST, reason, str(path))
 
 
+def size(path):
+    """Return a file's size in bytes; None if there is none."""
+    return path.stat().st_size if path.exists() else None
+
+
 class RunFolder:
     """The folder of a run, which one process has to itself until it ends, however it ends.
 
@@ -218,7 +223,8 @@ class RunFolder:
         changed = {name: value for name, value in settings.items() if before.get(name) != value}
         resumed = dict(command=sys.argv, commit=commit(), agent_steps=agent_steps)
         resumed.update(changed=changed, versions=checkpoints.versions())
-        config["resumed"] = [*config.get("resumed", []), resumed]
+        earlier = config.get("resumed")
+        config["resumed"] = [*(earlier if isinstance(earlier, list) else []), resumed]
         with self._if_possible("config.json"):
             self._write_config(config)
 
@@ -259,13 +265,14 @@ class RunFolder:
                     self._append(episodes[self.rows :])
         if plot_now or time.monotonic() - self.plotted > self.PLOTTED_EVERY:
             self.plotted = time.monotonic()
-            picture = io.BytesIO()
-            save_curve(episodes, picture)
-            with self._if_possible("reward.png"), replacing(self.path / "reward.png") as file:
-                file.write(picture.getvalue())
+            with self._if_possible("reward.png", Exception):  # Matplotlib's may be any
+                picture = io.BytesIO()
+                save_curve(episodes, picture)
+                with replacing(self.path / "reward.png") as file:
+                    file.write(picture.getvalue())
 
     def _make_again(self):
-        """Make the folder and its files anew if they were moved or removed during the run."""
+        """Make the folder and its files anew if they were moved, removed or changed meanwhile."""
         lock, before = self.path / "lock", self.path
         theirs = lock.exists() and lock.read_bytes() not in (self.owner, b"")
         if theirs or not self.path.exists():  # another run may have begun there since
@@ -277,9 +284,10 @@ class RunFolder:
             self._take_lock()
         if self.about and not (self.path / "config.json").exists():
             self._write_config(self.about)
-        if not (self.path / "scores.csv").exists():
+        if self.length != size(self.path / "scores.csv"):
             self.length = None
-        if self.events and self.events.length and not self.events.path.exists():
+        if self.events and self.events.length and self.events.length != size(self.events.path):
+            self.events.path.unlink(missing_ok=True)
             self.begin_events(0, 0)
 
     def write_checkpoint(self, checkpoint):
@@ -287,9 +295,16 @@ class RunFolder:
         folder, about = self.path / "checkpoints", checkpoint.about
         with self._if_possible("a checkpoint"):
             folder.mkdir(exist_ok=True)
-            checkpoints.save(folder / f"step-{about['agent_steps']:09}.npz", checkpoint)
-            files = [path for path in checkpoints.paths(self.path) if path.name != "best.npz"]
-            for path in files[self.KEPT :]:
+            path = folder / f"step-{about['agent_steps']:09}.npz"
+            try:
+                checkpoints.save(path, checkpoint)
+            except OSError as error:
+                old = self._steps()
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or len(old) < 2:
+                    raise
+                old[-1].unlink()  # the disk has room for two
+                checkpoints.save(path, checkpoint)
+            for path in self._steps()[self.KEPT :]:
                 path.unlink()
         score = about["running_score"]
         if about["games"] >= self.BEST_FROM and score > self.best:
@@ -298,13 +313,17 @@ class RunFolder:
                 self.best = score
         return "a checkpoint" not in self.unwritten
 
+    def _steps(self):
+        """Return the checkpoints but for the best, the newest first."""
+        return [path for path in checkpoints.paths(self.path) if path.name != "best.npz"]
+
     @contextlib.contextmanager
-    def _if_possible(self, what):
+    def _if_possible(self, what, errors=OSError):
         """Continue if it cannot be written; the first time, a line says so."""
         try:
             yield
             self.unwritten.discard(what)
-        except OSError as error:
+        except errors as error:
             if not self.unwritten:
                 line = f"cannot write {what} to {self.path}: {why(error)}; training goes on, and "
                 self.notices.append(line + "it will be tried again")

@@ -64,7 +64,7 @@ def test_no_flipped_bit_and_no_missing_end_gives_other_numbers(tmp_path):
 
 def test_the_newest_good_one_is_loaded_and_the_others_are_named(tmp_path):
     names = "best.npz", "step-999999999.npz", "step-1000000000.npz", "step-000000008.npz"
-    folder = write(tmp_path, *names)
+    folder = write(tmp_path, *names, "step-999999999-mine.npz", "my-step-9.npz", "step-.npz")
     order = ["step-1000000000.npz", "step-999999999.npz", "step-000000008.npz", "best.npz"]
     assert [path.name for path in checkpoints.paths(tmp_path)] == order
     (folder / order[0]).write_bytes(b"")

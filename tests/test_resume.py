@@ -192,10 +192,12 @@ def test_a_folder_that_is_moved_during_the_run_is_made_anew_with_all_of_it(start
     assert wait_until(lambda: len(program.games()) > 1 and steps_kept(run) > 0)
     run.rename(moved)
     assert wait_until(lambda: steps_kept(run) > steps_kept(moved))
-    for gone in run / "lock", run / "config.json", run / "scores.csv", *(run / "events").iterdir():
+    for gone in run / "lock", run / "config.json", *(run / "events").iterdir():
         gone.unlink()
+    (run / "scores.csv").write_text("a user's line\n")
     games = len(program.games())
-    assert wait_until(lambda: len(program.games()) > games and (run / "scores.csv").exists())
+    assert wait_until(lambda: len((run / "scores.csv").read_text().splitlines()) > games + 1)
+    assert len(rows_of(run)) > games
 
     run.rename(program.folder / "moved again")
     run.mkdir()
@@ -415,6 +417,7 @@ def test_a_config_of_another_version_is_understood(start, half, tmp_path):
     (run / "config.json").write_text(json.dumps(config))
     program = start("--resume", str(run))
     config["settings"].update(loss="median")
+    config["resumed"] = None
     (senseless / "config.json").write_text(json.dumps(config))
     without_sense = start("--resume", str(senseless))
     (torn / "config.json").write_text('{"settings": {"gam')
@@ -490,14 +493,23 @@ def test_on_a_full_disk_training_goes_on_and_nothing_is_lost(start, small_disk):
     assert wait_until(lambda: len(rows_of(run)) > games + 4)
     assert program.out.count("No space left") == 1
 
+    assert wait_until(lambda: len(checkpoints.paths(run)) > 1)
     fill(filler)
     program.signal(signal.SIGTERM)
+    assert program.wait() == 0 and program.err == ""  # the oldest checkpoint has made room
+    kept = newest(run)[1]
+    assert kept["games"] == len(program.games())
+    for old in checkpoints.paths(run)[1:]:
+        old.unlink()
+    fill(filler)
+    further = "--resume", str(run), "--max-steps", str(kept["agent_steps"] + 1)
+    program = start(*further)
     assert program.wait() == 1
     (line,) = program.err.splitlines()
     assert "the last checkpoint could not be written" in line
-    kept = newest(run)[1]
+    assert newest(run)[1]["agent_steps"] == kept["agent_steps"]
     filler.unlink()
-    program = start("--resume", str(run), "--max-steps", str(kept["agent_steps"] + 1))
+    program = start(*further)
     assert program.wait() == 0
     assert len(rows_of(run)) == newest(run)[1]["games"]
     tags = [value.tag for event in events_of(run) for value in event.summary.value]
