@@ -50,9 +50,15 @@ def changeable(settings):
 def check(settings):
     """Raise ValueError, with one line for the user, if a value makes no sense."""
     for field in dataclasses.fields(settings):
-        choices, value = get_args(field.type), getattr(settings, field.name)
-        if get_origin(field.type) is Literal and value not in choices:
-            raise ValueError(f"{option(field.name)} must be {', '.join(choices)}, not {value}")
+        kinds, value = get_args(field.type) or (field.type,), getattr(settings, field.name)
+        if get_origin(field.type) is Literal:
+            if value not in kinds:
+                raise ValueError(f"{option(field.name)} must be {', '.join(kinds)}, not {value}")
+            continue
+        real = (*kinds, int) if float in kinds else kinds
+        if isinstance(value, bool) != (bool in kinds) or not isinstance(value, real):
+            words = " or ".join(shown(None) if k is type(None) else k.__name__ for k in kinds)
+            raise ValueError(f"{option(field.name)} must be {words}, not {value!r}")
         allowed = field.metadata["allowed"]
         if value is not None and not allowed.holds(value):
             raise ValueError(f"{option(field.name)} must be {allowed.words}, not {value}")

@@ -59,13 +59,14 @@ def read_curve(run_folder):
         about = json.loads(config.read_text())
         settings = about["settings"]
         method, preset = settings.get("method", "a3c"), settings.get("preset", "chapter")
-        label = about.get("label")
+        label = about.get("label") or method + (f", {preset}" if preset != "chapter" else "")
+        label = label.replace("$", r"\$")  # which begins a formula in Matplotlib
     except (ValueError, TypeError, KeyError, AttributeError):
         raise ValueError(f"{config} is not a run's: it has no settings") from None
     try:
         with open(curve, newline="") as file:
             rows = list(csv.DictReader(file))
         episodes = [Episode(*(kinds[name](row[name]) for name in kinds)) for row in rows]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, csv.Error):
         raise ValueError(f"{curve} is not a run's curve, or damaged") from None
-    return label or method + (f", {preset}" if preset != "chapter" else ""), episodes
+    return label, episodes

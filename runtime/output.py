@@ -73,6 +73,9 @@ class Stream:
 
 def new_console():
     """Return a console on standard output. A file gets plain lines, whatever FORCE_COLOR says."""
+    for name in "COLUMNS", "LINES":  # rich would print nothing into a width of 0
+        if not os.environ.get(name, "0").strip("0"):
+            os.environ.pop(name, None)
     file = Stream(1, sys.stdout)
     plain = dict(highlight=False, markup=False, soft_wrap=True)
     return rich.console.Console(file=file, force_terminal=file.isatty(), **plain)

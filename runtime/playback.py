@@ -13,6 +13,7 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sys
 import threading
 import time
 
@@ -258,7 +259,9 @@ def record(path, film, seconds, seed, console):
     frames = Counted(filmed_game(policy, about, seed))
     unfinished = film.with_name(f"{film.name}.unfinished")
     try:
-        last = None if seconds is None else max(1, round(FRAMES_A_SECOND * seconds))
+        last = None
+        if seconds is not None:
+            last = min(max(1, round(FRAMES_A_SECOND * seconds)), sys.maxsize)
         write(unfinished, itertools.islice(frames, last))
         os.replace(unfinished, film)
     except OSError as error:
@@ -332,7 +335,7 @@ def write_mp4(path, frames):
     source = f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {FRAMES_A_SECOND} -i -"
     result = f"-vf scale={4 * width}:-1:flags=neighbor -pix_fmt yuv420p -f mp4"
     ffmpeg = subprocess.Popen(
-        ["ffmpeg", "-loglevel", "error", *source.split(), *result.split(), str(path)],
+        ["ffmpeg", "-loglevel", "error", *source.split(), *result.split(), f"file:{path}"],
         stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     try:

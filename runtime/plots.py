@@ -5,6 +5,7 @@ import logging
 import os
 import tempfile
 
+from runtime.checkpoints import why
 from runtime.curve import read_curve
 
 matplotlib = None  # the library, once `load_matplotlib` was called
@@ -32,6 +33,8 @@ def load_matplotlib(scratch="."):
             os.environ["MPLCONFIGDIR"] = stack.enter_context(temporary_folder(scratch))
         import matplotlib.figure
         import matplotlib.font_manager  # noqa: F401, writes the cache
+
+    matplotlib.rcdefaults()  # a matplotlibrc may want programs that are not there
     os.environ.pop("MPLCONFIGDIR", None)
     os.environ.update({name: value for name, value in ours.items() if value is not None})
 
@@ -93,11 +96,11 @@ class CurvePlot:
         return [limits for ax in axes for limits in (ax.get_xlim(), ax.get_ylim())]
 
 
-def save_curve(episodes, file):
+def save_curve(episodes, file, suffix="png"):
     """Write the picture of a curve to a file, a path or a binary file; Matplotlib is loaded."""
     picture = matplotlib.figure.Figure(figsize=(8, 6), layout="constrained")
     CurvePlot(picture).update(episodes)
-    picture.savefig(file)
+    picture.savefig(file, format=suffix)
 
 
 def draw(picture, *folders):
@@ -107,12 +110,18 @@ def draw(picture, *folders):
     """
     runs = [read_curve(folder) for folder in folders]
     load_matplotlib(picture.parent)
-    if len(runs) == 1:
-        save_curve(runs[0][1], picture)
-    else:
-        comparison = matplotlib.figure.Figure(figsize=(8, 5), layout="constrained")
-        draw_comparison(comparison, runs)
-        comparison.savefig(picture)
+    suffix = picture.suffix[1:] or "png"
+    try:
+        if len(runs) == 1:
+            save_curve(runs[0][1], picture, suffix)
+        else:
+            comparison = matplotlib.figure.Figure(figsize=(8, 5), layout="constrained")
+            draw_comparison(comparison, runs)
+            comparison.savefig(picture, format=suffix)
+    except OSError:
+        raise
+    except Exception as error:  # Matplotlib's may be any
+        raise ValueError(f"{picture}: {why(error)}") from None
     print(f"{picture}: {len(runs)} {'curve' if len(runs) == 1 else 'curves'}")
     return 0
 

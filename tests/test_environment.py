@@ -54,12 +54,14 @@ def compiled(folder, code):
 @pytest.mark.slow
 def test_it_trains_quietly_in_a_strange_environment(start, tmp_path):
     """A notebook's variables, a daemon's streams, a platform's TF_CONFIG, a poor file system."""
-    script = str(ROOT / "a3c_pong.py")
+    script, rc = str(ROOT / "a3c_pong.py"), tmp_path / "matplotlibrc"
+    rc.write_text("text.usetex: True\n")  # which takes LaTeX
     run = start(
         *("--run-dir", "läufe", "--num-workers", "2", "--max-global-episodes", "2"),
         program=("-c", DAEMON, script),
         MPLBACKEND="module://matplotlib_inline.backend_inline",
-        HOME="/nonexistent", FORCE_COLOR="1", TTY_COMPATIBLE="1", PYTHONIOENCODING="ascii",
+        HOME="/nonexistent", COLUMNS="0", FORCE_COLOR="1", TTY_COMPATIBLE="1",
+        PYTHONIOENCODING="ascii", MATPLOTLIBRC=str(rc),
         CUDA_VISIBLE_DEVICES="0", TF_CONFIG='{"cluster": {"worker": ["localhost:1"]}}',
         PYTHONPATH=f"{ROOT}/tests/no_linux:{ROOT}", LD_PRELOAD=compiled(tmp_path, NO_LOCKS),
     )  # fmt: skip

@@ -222,7 +222,9 @@ def test_a_gif_shows_the_first_seconds_of_a_game_at_real_speed(start, run_folder
 
 
 @pytest.mark.slow
-def test_without_seconds_a_whole_game_is_recorded(start, run_folder):
+def test_without_seconds_or_with_too_many_a_whole_game_is_recorded(start, run_folder):
+    long = start("--play", str(run_folder), "--record", "long.gif", "--seconds", "1e18")
+    assert long.wait() == 0 and long.err == ""
     run = start("--play", str(run_folder), "--record", str(run_folder / "whole.GIF"))
     assert run.wait() == 0
     with PIL.Image.open(run_folder / "whole.GIF") as film:
@@ -237,9 +239,11 @@ def test_without_seconds_a_whole_game_is_recorded(start, run_folder):
 def test_an_mp4_shows_every_frame(start, run_folder):
     if not shutil.which("ffmpeg"):
         pytest.skip("not installed: ffmpeg")
-    run = start("--play", str(run_folder), "--record", "a.mp4", "--seconds", "2", "--seed", "3")
+    name = "12:30.mp4"  # which ffmpeg would take for a protocol
+    run = start("--play", str(run_folder), "--record", name, "--seconds", "2", "--seed", "3")
     assert run.wait() == 0
     assert run.err == ""
+    (run.folder / name).rename(run.folder / "a.mp4")
     command = "ffmpeg -loglevel error -i a.mp4 -f rawvideo -pix_fmt rgb24 -"
     pixels = subprocess.run(command.split(), cwd=run.folder, capture_output=True).stdout
     film = np.frombuffer(pixels, np.uint8).reshape(-1, 840, 640, 3)

@@ -454,12 +454,13 @@ def test_a_picture_of_the_readme_is_drawn_again_by_its_command(start, name):
 def test_curves_are_drawn_again_from_their_folders(start):
     """One run, and several side by side: as many colours as methods."""
     results = str(ROOT / "results" / "a3c-chapter-seed1")
-    run = start("--draw", "one.png", results)
-    assert run.wait() == 0
+    run = start("--draw", "one", results)
+    assert run.wait() == 0 and run.out == "one: 1 curve\n"
+    (run.folder / "one").rename(run.folder / "one.png")
     other = run.folder / "other"
     shutil.copytree(results, other)
     config = json.loads((other / "config.json").read_text())
-    config["label"] = "another"  # of the same method and preset
+    config["label"] = r"$\another"  # no formula, of the same method and preset
     (other / "config.json").write_text(json.dumps(config))
     both = start("--draw", "both.png", results, str(other))
     assert both.wait() == 0
@@ -470,21 +471,57 @@ def test_curves_are_drawn_again_from_their_folders(start):
     assert (run.err, both.err) == ("", "")
 
 
-@pytest.mark.parametrize("options", ["one.png", "one.png nowhere", "one.bmpx {results}"])
+@pytest.mark.parametrize(
+    "options", ["one.png", "one.png nowhere", "one.bmpx {results}", "x.pgf {results}"]
+)
 def test_a_picture_that_cannot_be_drawn_gets_one_line(start, options):
     results = ROOT / "results" / "a3c-chapter-seed1"
-    run = start("--draw", *options.format(results=results).split())
+    run = start("--draw", *options.format(results=results).split(), PATH="/nowhere")
     assert run.wait() == 2
     assert len(run.err.splitlines()) == 1 and run.out == ""
 
 
-@pytest.mark.parametrize("name, text", [("config.json", "{}"), ("scores.csv", "episode\n1\n2,W_")])
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("config.json", "{}"),
+        ("config.json", '{"settings": {"method": null}}'),
+        ("scores.csv", "episode\n1\n2,W_"),
+        ("scores.csv", 'episode\n"' + 200_000 * "1\n"),
+    ],
+)
 def test_a_damaged_run_is_named_and_not_drawn(start, tmp_path, name, text):
     shutil.copytree(ROOT / "results" / "a3c-chapter-seed1", tmp_path / "run")
     (tmp_path / "run" / name).write_text(text)
     run = start("--draw", "one.png", str(tmp_path / "run"))
     assert run.wait() == 2
     assert len(run.err.splitlines()) == 1 and str(tmp_path / "run" / name) in run.err
+
+
+@pytest.mark.slow
+def test_numbers_that_are_too_large_to_draw_or_to_learn_from_are_said(start):
+    run = start("--num-workers", "1", "--lost-game-reward=-1e308", "--max-global-episodes", "2")
+    assert run.wait() == 1
+    assert run.out.count(f"cannot write reward.png to {run.folder / 'run'}: ") == 1
+    assert "is NaN, infinite or huge, so training ends" in run.err and "Traceback" not in run.err
+
+
+@pytest.mark.parametrize(
+    "name, value, kinds",
+    [
+        ("num_workers", 2.0, "int or none"),
+        ("frames", True, "int"),
+        ("cut_at_points", "no", "bool"),
+        ("game_env", 5, "str"),
+        ("gamma", "1", "float"),
+        ("lost_game_reward", [], "float or none"),
+    ],
+)
+def test_a_setting_of_a_wrong_type_is_refused(name, value, kinds):
+    command_line.check(Settings(gamma=1, num_workers=None))
+    option = command_line.option(name)
+    with pytest.raises(ValueError, match=re.escape(f"{option} must be {kinds}, not {value!r}")):
+        command_line.check(Settings(**{name: value}))
 
 
 def test_importing_the_modules_does_nothing_and_tensorflow_comes_without_keras(start):
