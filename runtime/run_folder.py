@@ -252,7 +252,7 @@ class RunFolder:
 
         measured: as for `EventFile.write`.
         """
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, InUse):
             self._make_again()
         if self.events:
             with self._if_possible("events"):
