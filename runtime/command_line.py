@@ -240,8 +240,8 @@ def check_command(command, given):
     for name, of in ("record", "play"), ("seconds", "record"), ("games", "evaluate"):
         if getattr(command, name) is not None and getattr(command, of) is None:
             raise ValueError(f"--{name} goes with --{of} only")
-    if command.games is not None and command.games < 1:
-        raise ValueError(f"--games must be at least 1, not {command.games}")
+    if command.games is not None and not 1 <= command.games <= 100_000:
+        raise ValueError(f"--games must be between 1 and 100000, not {command.games}")
     if command.seconds is not None and not 0 < command.seconds < math.inf:
         raise ValueError(f"--seconds must be a number above 0, not {command.seconds}")
     allowed = set()
