@@ -76,6 +76,21 @@ def replacing(path):
         raise
 
 
+@contextlib.contextmanager
+def written_beside(path):
+    """Make a new file beside path, and yield its path; after the `with` block it replaces path's.
+
+    After an exception the old file stays. Raises OSError, before the block if no file can be made.
+    """
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.touch()
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
 def sync_folder(path):
     """Have a folder's names written to the disk. Return whether its file system can do that."""
     folder = os.open(path, os.O_RDONLY)

@@ -240,10 +240,10 @@ def check_command(command, given):
     for name, of in ("record", "play"), ("seconds", "record"), ("games", "evaluate"):
         if getattr(command, name) is not None and getattr(command, of) is None:
             raise ValueError(f"--{name} goes with --{of} only")
-    if command.games is not None and not 1 <= command.games <= 100_000:
-        raise ValueError(f"--games must be between 1 and 100000, not {command.games}")
-    if command.seconds is not None and not 0 < command.seconds < math.inf:
-        raise ValueError(f"--seconds must be a number above 0, not {command.seconds}")
+    for name, allowed in ("games", between(1, 100_000)), ("seconds", ABOVE_0):
+        value = getattr(command, name)
+        if value is not None and not allowed.holds(value):
+            raise ValueError(f"--{name} must be {allowed.words}, not {value}")
     allowed = set()
     if command.play is not None or command.evaluate is not None:
         allowed = {"seed"}

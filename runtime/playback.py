@@ -42,6 +42,16 @@ class Failed(Exception):
     """A fault during play; the message is a line for the user."""
 
 
+@contextlib.contextmanager
+def writing(path):
+    """Do `checkpoints.written_beside`, and raise Failed if the file cannot be written."""
+    try:
+        with checkpoints.written_beside(path) as unfinished:
+            yield unfinished
+    except OSError as error:
+        raise Failed(f"cannot write {path}: {error.strerror or error}") from None
+
+
 # --------------------------------------------------------------------------------------- the policy
 
 
@@ -256,18 +266,11 @@ def record(path, film, seconds, seed, console):
     about, path = checkpoint.about, checkpoint.path
     for line in [*checkpoint.passed_over, f"recording {path}, {training(about)}"]:
         console.print(line)
-    frames = Counted(filmed_game(policy, about, seed))
-    unfinished = film.with_name(f"{film.name}.unfinished")
-    try:
-        last = None
-        if seconds is not None:
-            last = min(max(1, round(FRAMES_A_SECOND * seconds)), sys.maxsize)
+    frames, last = Counted(filmed_game(policy, about, seed)), None
+    if seconds is not None:
+        last = min(max(1, round(FRAMES_A_SECOND * seconds)), sys.maxsize)
+    with writing(film) as unfinished:
         write(unfinished, itertools.islice(frames, last))
-        os.replace(unfinished, film)
-    except OSError as error:
-        raise Failed(f"cannot write {film}: {error.strerror or error}") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
     size = film.stat().st_size / 1e6
     size = f"{size:.1f} MB" if size >= 1 else f"{1000 * size:.0f} KB"
     length = frames.number / FRAMES_A_SECOND
@@ -373,13 +376,37 @@ def evaluate(path, games, seed, console, signals):
     """
     policy, checkpoint = load_policy(path)
     about, path = checkpoint.about, checkpoint.path
-    game = pong_actor.game(about["settings"]["game_env"])
     result = {"protocol": protocol(path, about, games, seed)}
     for line in [
         *checkpoint.passed_over,
         *(f"{name}: {text}" for name, text in result["protocol"].items()),
     ]:
         console.print(line)
+    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    name = f"evaluation-step-{about['agent_steps']:09}-seed-{seed}-games-{games}.json"
+    replaced = (folder / name).exists()
+    if not os.access(folder, os.W_OK):
+        raise Failed(f"cannot write {folder / name}: no file can be written in its folder")
+    for way, played in play_all(policy, about, games, seed, console, signals).items():
+        result[way] = figures(played)
+        console.print(SUMMARY.format(way=way, games=games, **result[way]))
+    with writing(folder / name) as unfinished:
+        unfinished.write_text(json.dumps(result, indent=2) + "\n")
+    console.print(f"{'replaced' if replaced else 'written'}: {folder / name}")
+    return 0
+
+
+def play_all(policy, about, games, seed, console, signals):
+    """Play the games of an evaluation, beside each other, with a bar on a terminal.
+
+    Returns:
+        dict of the name of a way -> list of results of `play_game`.
+
+    Raises:
+        Failed: an emulator died.
+        KeyboardInterrupt: a signal came.
+    """
+    game = pong_actor.game(about["settings"]["game_env"])
     bar = rich.progress.Progress(
         rich.progress.BarColumn(), rich.progress.MofNCompleteColumn(),
         rich.progress.TextColumn("games,"), rich.progress.TimeElapsedColumn(),
@@ -411,18 +438,7 @@ def evaluate(path, games, seed, console, signals):
             threads.shutdown(wait=False, cancel_futures=True)
     if signals:
         raise KeyboardInterrupt
-    for way, tasks in played.items():
-        result[way] = figures([task.result() for task in tasks])
-        console.print(SUMMARY.format(way=way, games=games, **result[way]))
-    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    name = f"evaluation-step-{about['agent_steps']:09}-seed-{seed}-games-{games}.json"
-    replaced = (folder / name).exists()
-    try:
-        (folder / name).write_text(json.dumps(result, indent=2) + "\n")
-    except OSError as error:
-        raise Failed(f"cannot write {folder / name}: {error.strerror}") from None
-    console.print(f"{'replaced' if replaced else 'written'}: {folder / name}")
-    return 0
+    return {way: [task.result() for task in tasks] for way, tasks in played.items()}
 
 
 def protocol(path, about, games, seed):

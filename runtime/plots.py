@@ -97,7 +97,13 @@ class CurvePlot:
 
 
 def save_curve(episodes, file, suffix="png"):
-    """Write the picture of a curve to a file, a path or a binary file; Matplotlib is loaded."""
+    """Write the picture of a curve; Matplotlib is loaded.
+
+    Args:
+        episodes: list of `Episode`.
+        file: a path, or a binary file.
+        suffix: the picture's format, as a file's name ends.
+    """
     picture = matplotlib.figure.Figure(figsize=(8, 6), layout="constrained")
     CurvePlot(picture).update(episodes)
     picture.savefig(file, format=suffix)

@@ -1,5 +1,6 @@
 """What a run has learned, watched, recorded and measured: the real script, the real emulator."""
 
+import contextlib
 import json
 import shutil
 import signal
@@ -153,6 +154,28 @@ def test_an_emulator_that_dies_ends_an_evaluation(start, run_folder):
     assert run.err == "a3c_pong.py: an emulator died (killed by SIGKILL); nothing is written\n"
     assert run.actors() == []
     assert files_in(run_folder) == ["checkpoints"]
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_cannot_be_written_keeps_the_old_one(start, small_disk):
+    save_agent(small_disk / "agent")
+    evaluate = "--evaluate", str(small_disk / "agent"), "--games", "1"
+    name = "evaluation-step-000001234-seed-0-games-1.json"
+    assert start(*evaluate).wait() == 0
+    old = (small_disk / "agent" / name).read_bytes()
+    with contextlib.suppress(OSError), open(small_disk / "filler", "wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+    for full in True, False:
+        if not full:
+            subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+        run = start(*evaluate)
+        assert run.wait() == 1
+        assert run.err.startswith(f"a3c_pong.py: cannot write {small_disk}/agent/{name}: ")
+        assert len(run.err.splitlines()) == 1
+        assert ("greedy: mean" in run.out) == full  # a folder that is read only is seen at once
+        assert files_in(small_disk / "agent") == ["checkpoints", name]
+        assert (small_disk / "agent" / name).read_bytes() == old
 
 
 @pytest.mark.slow
