@@ -385,6 +385,7 @@ def main():
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides
         signal.signal(number, signal.SIG_IGN)
+    np.seterr(all="ignore")  # a network that diverges: the main process says so
     gc.disable()  # nothing here makes cycles of references, and the search for them takes time
     options = json.loads(sys.argv[1])
     connection = socket.socket(fileno=options["connection"])

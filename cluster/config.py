@@ -45,7 +45,7 @@ def described(text):
     """Return the `Cluster` that a TF_CONFIG describes. Raises ValueError, with one line."""
     try:
         config = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"TF_CONFIG is not JSON: {error}") from None
     cluster = config.get("cluster") if isinstance(config, dict) else None
     task = config.get("task") if isinstance(config, dict) else None
@@ -80,7 +80,7 @@ def described(text):
 
 def is_alone(text):
     """Return whether a TF_CONFIG describes a single machine, as platforms set it there too."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         config = json.loads(text)
         if isinstance(config, dict):
             cluster = config.get("cluster", {})

@@ -23,7 +23,7 @@ import numpy as np
 
 
 class Damaged(ValueError):
-    """A file that is no checkpoint, or no longer one; the message is a line for the user."""
+    """A file that is no checkpoint that can be read; the message is a line for the user."""
 
 
 @dataclasses.dataclass
@@ -131,6 +131,8 @@ def load(path):
         arrays = {todays_array(name): array for name, array in arrays.items()}
         if "settings" in about:
             about["settings"] = todays_settings(about["settings"])
+    except OSError as error:
+        raise Damaged(f"{path} cannot be read: {why(error)}") from None
     except Exception as error:  # a flipped bit in a header may raise nearly anything
         raise Damaged(f"{path} is damaged or no checkpoint: {why(error)}") from None
     return Checkpoint(arrays, about, path)
@@ -179,12 +181,17 @@ def todays_array(name):
 def paths(run_folder):
     """Return a run's checkpoint files, the newest first, the best last; none of them is opened.
 
-    Other files in their folder, for example the user's copies, are left alone.
+    Other files in their folder, for example the user's copies, are left alone. Raises OSError if
+    the folder is there and cannot be read.
     """
     folder = pathlib.Path(run_folder) / "checkpoints"
-    steps = {path: re.fullmatch(r"step-(\d+)\.npz", path.name) for path in folder.glob("step-*")}
-    steps = {path: int(name[1]) for path, name in steps.items() if name}
-    return sorted(steps, key=steps.get, reverse=True) + list(folder.glob("best.npz"))
+    if not os.path.lexists(folder):
+        return []
+    names = os.listdir(folder)
+    steps = {name: re.fullmatch(r"step-(\d+)\.npz", name) for name in names}
+    steps = {name: int(match[1]) for name, match in steps.items() if match}
+    order = sorted(steps, key=steps.get, reverse=True) + ["best.npz"] * ("best.npz" in names)
+    return [folder / name for name in order]
 
 
 def load_newest(where, misfit=lambda checkpoint: None):

@@ -2,10 +2,11 @@
 
 import argparse
 import dataclasses
-import math
 import pathlib
 import sys
 from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+from runtime.output import Stream
 
 # ------------------------------------------------------------------------------ a script's settings
 
@@ -18,10 +19,11 @@ class Allowed(NamedTuple):
 
 
 ANY = Allowed(lambda value: True, "")
-ABOVE_0 = Allowed(lambda x: 0 < x < math.inf, "a number above 0")
-NOT_NEGATIVE = Allowed(lambda x: 0 <= x < math.inf, "0 or a number above")
-AT_LEAST_1 = Allowed(lambda n: n >= 1, "at least 1")
-FINITE = Allowed(math.isfinite, "a number or none")
+LARGEST = 3e38  # more is no float32, the type of the weights
+ABOVE_0 = Allowed(lambda x: 0 < x <= LARGEST, "a number above 0, at most 3e38")
+NOT_NEGATIVE = Allowed(lambda x: 0 <= x <= LARGEST, "0 or a number above, at most 3e38")
+AT_LEAST_1 = Allowed(lambda n: 1 <= n <= 1e18, "between 1 and 1e18")
+FINITE = Allowed(lambda x: abs(x) <= LARGEST, "a number up to 3e38 or none")
 
 
 def between(low, high):
@@ -87,7 +89,7 @@ def shown(value):
 
 def fail(message, status=2):
     """End the program with one line on stderr."""
-    print(f"a3c_pong.py: {message}", file=sys.stderr)
+    Stream(2, sys.stderr).write(f"a3c_pong.py: {message}\n")
     sys.exit(status)
 
 
@@ -180,7 +182,7 @@ def reader(kind, none=None):
 def whole(text):
     """Return the whole number that a text holds; 20e6 is one. Raises ValueError if it has none."""
     number = float(text) if "e" in text.lower() else int(text)
-    if math.isfinite(number) and number == int(number):
+    if abs(number) <= LARGEST and number == int(number):
         return int(number)
     raise ValueError(text)
 

@@ -61,7 +61,7 @@ def read_curve(run_folder):
         method, preset = settings.get("method", "a3c"), settings.get("preset", "chapter")
         label = about.get("label") or method + (f", {preset}" if preset != "chapter" else "")
         label = label.replace("$", r"\$")  # which begins a formula in Matplotlib
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise ValueError(f"{config} is not a run's: it has no settings") from None
     try:
         with open(curve, newline="") as file:

@@ -145,10 +145,11 @@ def play(path, render, seed, console):
             try:
                 actor.wait_until_ready()
             except ScreenHangs:
-                why_not[place] = "the screen does not answer"
+                why_not[place] = f"{' or '.join(screens())} does not answer"
                 continue
             except ActorDied as death:
-                if place == "window":  # it cannot open it
+                if place == "window":
+                    why_not[place] = f"no window can be opened on {' or '.join(screens())}"
                     continue
                 raise Failed(f"the emulator died ({death})") from None
             for line in [
@@ -268,7 +269,7 @@ def record(path, film, seconds, seed, console):
         console.print(line)
     frames, last = Counted(filmed_game(policy, about, seed)), None
     if seconds is not None:
-        last = min(max(1, round(FRAMES_A_SECOND * seconds)), sys.maxsize)
+        last = round(min(max(1, FRAMES_A_SECOND * seconds), sys.maxsize))
     with writing(film) as unfinished:
         write(unfinished, itertools.islice(frames, last))
     size = film.stat().st_size / 1e6
@@ -488,7 +489,7 @@ def main(command, given, signals):
     seed = given.get("seed")
     try:
         if command.draw:
-            return draw(*command.draw)
+            return draw(console, *command.draw)
         if command.evaluate is not None:
             return evaluate(command.evaluate, command.games or 20, seed or 0, console, signals)
         seed = int.from_bytes(os.urandom(3)) if seed is None else seed

@@ -1,6 +1,7 @@
 """Pictures of curves."""
 
 import contextlib
+import io
 import logging
 import os
 import tempfile
@@ -109,26 +110,29 @@ def save_curve(episodes, file, suffix="png"):
     picture.savefig(file, format=suffix)
 
 
-def draw(picture, *folders):
+def draw(console, picture, *folders):
     """Write a picture of the curve of a run, or of several runs; return the exit status.
 
     Raises OSError, ValueError.
     """
     runs = [read_curve(folder) for folder in folders]
     load_matplotlib(picture.parent)
-    suffix = picture.suffix[1:] or "png"
+    suffix, content = picture.suffix[1:] or "png", io.BytesIO()
     try:
         if len(runs) == 1:
-            save_curve(runs[0][1], picture, suffix)
+            save_curve(runs[0][1], content, suffix)
         else:
             comparison = matplotlib.figure.Figure(figsize=(8, 5), layout="constrained")
             draw_comparison(comparison, runs)
-            comparison.savefig(picture, format=suffix)
-    except OSError:
-        raise
+            comparison.savefig(content, format=suffix)
     except Exception as error:  # Matplotlib's may be any
         raise ValueError(f"{picture}: {why(error)}") from None
-    print(f"{picture}: {len(runs)} {'curve' if len(runs) == 1 else 'curves'}")
+    try:
+        picture.write_bytes(content.getvalue())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(picture)) from None
+    if not os.path.samestat(picture.stat(), os.fstat(1)):  # --draw /dev/stdout
+        console.print(f"{picture}: {len(runs)} {'curve' if len(runs) == 1 else 'curves'}")
     return 0
 
 

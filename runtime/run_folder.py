@@ -112,6 +112,7 @@ class RunFolder:
     def __init__(self, path, notices):
         """Open a folder; use `new` or `existing` instead. notices: list of lines for the user."""
         self.path, self.notices = path, notices
+        self.home = path.absolute()  # for when the current folder is gone, too
         self.rows = 0  # of scores.csv
         self.length = 0  # of scores.csv in bytes; None: it must be written anew
         self.best, self.events = -math.inf, None
@@ -216,7 +217,7 @@ class RunFolder:
         self.length = None
         self.write(episodes)
         config = dict(settings=settings)
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
             config = self.config()
         before, config["settings"] = config["settings"], settings
         config["final_epsilons"] = epsilons
@@ -276,9 +277,9 @@ class RunFolder:
         lock, before = self.path / "lock", self.path
         theirs = lock.exists() and lock.read_bytes() not in (self.owner, b"")
         if theirs or not self.path.exists():  # another run may have begun there since
-            self.path = another_path(self.path)
+            self.path = self.home = another_path(self.home)
             self.best = -math.inf
-            line = f"the run's folder {before} is gone: {self.path} has the whole curve"
+            line = f"the run's folder {before} is gone: a new one, {self.path}, has the whole curve"
             self.notices.append(line)
         if not (self.path / "lock").exists():
             self._take_lock()

@@ -1,5 +1,6 @@
 """The main thread of a run, which saves it and looks at limits and signals."""
 
+import contextlib
 import dataclasses
 import signal
 import time
@@ -12,9 +13,6 @@ from runtime.run import DIVERGED
 from runtime.signals import suspend, when_suspended
 
 NO_CHECKPOINT = "no checkpoint could be taken; it will be tried again every half minute"
-NOT_KEPT = (
-    "the last checkpoint could not be written to {path}: a resumed run goes on from the one before"
-)
 
 
 class Supervisor:
@@ -138,7 +136,7 @@ class Supervisor:
             notices.append(Complaint(run.failure))
             status = 1
         if not self.kept:
-            notices.append(Complaint(NOT_KEPT.format(path=path)))
+            notices.append(Complaint(not_kept(path)))
             status = 1
         if self.window and set(self.signals) <= {signal.SIGINT}:
             self._leave_standing()
@@ -157,6 +155,15 @@ class Supervisor:
         while window.open and len(self.signals) == received:
             time.sleep(0.05)
             self.run.notices.extend(window.look())
+
+
+def not_kept(path):
+    """Return a line about a run's last checkpoint, which could not or must not be written."""
+    before = False
+    with contextlib.suppress(OSError):
+        before = bool(checkpoints.paths(path))
+    what = "a resumed run goes on from the one before" if before else "it has no other"
+    return f"the last checkpoint was not written to {path}: {what}"
 
 
 def stop_workers(threads, actors):

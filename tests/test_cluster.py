@@ -42,6 +42,7 @@ def test_a_description_is_read():
     "text, words",
     [
         ("{", "is not JSON"),
+        pytest.param("[" * 100_000, "is not JSON", id="deep"),
         ("[]", "must be like"),
         ('{"cluster": {}}', "must be like"),
         ('{"cluster": 1, "task": {}}', "must be like"),
@@ -406,7 +407,7 @@ def test_a_chief_that_cannot_reach_its_parameter_server_says_what_is_lost(start)
     assert wait_until(lambda: "waiting for /job:ps/task:0" in chief.out)
     chief.signal(signal.SIGTERM)
     assert chief.wait() == 1
-    assert chief.err.count("\n") == 1 and "the last checkpoint could not be written" in chief.err
+    assert chief.err.count("\n") == 1 and "the last checkpoint was not written" in chief.err
     assert len(rows_of(cluster.run)) == games_of(chief)
 
 

@@ -7,6 +7,7 @@ import os
 import pathlib
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -62,6 +63,35 @@ def test_a_terminal_that_nobody_reads_stops_neither_saving_nor_signals(tmp_path,
     last = checkpoints.load_newest(run).about
     assert last["games"] == len((run / "scores.csv").read_text().splitlines()) - 1
     assert read_picture(run / "reward.png").size
+
+
+@pytest.mark.slow
+def test_a_ctrl_z_that_no_shell_could_take_back_stops_nothing(start):
+    run = start("--num-workers", "1", "--render", "never", command=("setsid",))
+    assert wait_until(run.games)
+    run.signal(signal.SIGTSTP)
+    games = len(run.games())
+    assert wait_until(lambda: len(run.games()) > games + 1)
+    run.signal(signal.SIGTERM)
+    assert run.wait() == 0 and run.err == ""
+
+
+def test_bad_input_is_told_by_the_status_where_nothing_can_be_written():
+    script = shlex.join([sys.executable, str(ROOT / "a3c_pong.py"), "--seed", "-1"])
+    assert subprocess.run(["sh", "-c", f"{script} 2> /dev/full"]).returncode == 2
+
+
+def test_a_picture_goes_to_standard_output_too(tmp_path):
+    curve = str(ROOT / "results" / "a3c-chapter-seed1")
+    draw = [sys.executable, str(ROOT / "a3c_pong.py"), "--draw", "/dev/stdout", curve]
+    piped = subprocess.run(draw, stdout=subprocess.PIPE)
+    with open(tmp_path / "curve.png", "wb") as file:
+        assert subprocess.run(draw, stdout=file).returncode == piped.returncode == 0
+    assert (tmp_path / "curve.png").read_bytes() == piped.stdout
+    assert read_picture(tmp_path / "curve.png").size
+    full = subprocess.run(draw, stdout=open("/dev/full", "w"), stderr=subprocess.PIPE, text=True)
+    assert full.returncode == 2
+    assert full.stderr == "a3c_pong.py: /dev/stdout: No space left on device\n"
 
 
 def fill_terminal(terminal):
@@ -143,7 +173,7 @@ def test_weights_that_diverge_end_the_run_with_a_clear_line(start):
     assert run.wait() == 1
     first, second = run.err.splitlines()
     assert re.match(r"a3c_pong.py: after [\d,]+ steps a weight is NaN, infinite or huge", first)
-    assert "the last checkpoint could not be written" in second
+    assert second.endswith(f"was not written to {run.folder}/run: it has no other")
     assert run.out.splitlines()[-1].startswith("failed: ")
     assert checkpoints.paths(run.folder / "run") == []
 
@@ -214,11 +244,15 @@ def test_a_screen_that_does_not_answer_is_said_and_the_run_begins(start, tmp_pat
         screen.process.send_signal(signal.SIGSTOP)
         run = start("--num-workers", "1", "--max-global-episodes", "1", DISPLAY=screen.name)
         play = start("--play", str(agent), DISPLAY=screen.name)
+        refused = start("--play", str(agent), DISPLAY=":8888")
         assert run.wait() == 0
         assert f"W_0's game is not shown: DISPLAY={screen.name} does not answer, and" in run.out
         assert run.err == "" and len(run.rows()) == 1
         assert play.wait() == 2
-        assert "the screen does not answer, and the output is no terminal" in play.err
+        line = f"DISPLAY={screen.name} does not answer, and the output is no terminal"
+        assert line in play.err
+        assert refused.wait() == 2
+        assert "no window can be opened on DISPLAY=:8888, and" in refused.err
     finally:
         screen.process.kill()
         screen.process.wait()

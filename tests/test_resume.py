@@ -210,13 +210,42 @@ def test_a_folder_that_is_moved_during_the_run_is_made_anew_with_all_of_it(start
     assert sorted(path.name for path in run.iterdir()) == ["lock", "scores.csv"]
     assert (run / "scores.csv").read_text() == "another's"
     for folder in run, other:
-        line = f"the run's folder {run} is gone: {folder} has the whole curve"
+        line = f"the run's folder {run} is gone: a new one, {folder}, has the whole curve"
         assert program.out.count(line) == 1
     played = newest(other)[1]["games"]
     assert len(rows_of(other)) == len(program.games()) == played
     assert sum(e.summary.value[0].tag == "game/score" for e in events_of(other)) == played
     config = json.loads((other / "config.json").read_text())
     assert config == json.loads((moved / "config.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_current_folder_that_is_removed_during_the_run_is_made_anew(start, tmp_path):
+    here, gone = tmp_path / "here", tmp_path / "gone"
+    here.mkdir()
+    program = start("--num-workers", "1", "--autosave-minutes", "0.01", "--render", "never",
+                    "--run-dir", "run", command=("env", "-C", str(here)))  # fmt: skip
+    assert wait_until(lambda: program.games() and steps_kept(here / "run") > 0)
+    here.rename(gone)
+    assert wait_until(lambda: shutil.rmtree(gone, ignore_errors=True) or not gone.exists())
+    assert wait_until(lambda: steps_kept(here / "run") > 0)
+    program.signal(signal.SIGTERM)
+    assert program.wait() == 0 and program.err == ""
+    assert newest(here / "run")[1]["games"] == len(rows_of(here / "run")) == len(program.games())
+
+
+@pytest.mark.parametrize("command", ["--resume", "--play"])
+def test_checkpoints_that_cannot_be_read_are_not_taken_for_none(start, tmp_path, command):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text('{"settings": {}}')
+    (run / "scores.csv").write_text(f"{HEADER}\n0,W_0,900,1.0,-21,-21.0,-21.0,-21.0\n")
+    (run / "checkpoints").symlink_to("/not/mounted")
+    program = start(command, str(run))
+    assert program.wait() == 2
+    assert program.out == ""
+    assert program.err == f"a3c_pong.py: {run}/checkpoints: No such file or directory\n"
+    assert len(rows_of(run)) == 1 and not (run / "scores-1.csv").exists()
 
 
 @pytest.mark.slow
@@ -506,7 +535,7 @@ def test_on_a_full_disk_training_goes_on_and_nothing_is_lost(start, small_disk):
     program = start(*further)
     assert program.wait() == 1
     (line,) = program.err.splitlines()
-    assert "the last checkpoint could not be written" in line
+    assert line.endswith(f"was not written to {run}: a resumed run goes on from the one before")
     assert newest(run)[1]["agent_steps"] == kept["agent_steps"]
     filler.unlink()
     program = start(*further)

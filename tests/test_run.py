@@ -337,16 +337,20 @@ def test_a_wrong_option_is_named_in_one_line(start):
         ("--gae-lambda 1.1", "--gae-lambda"),
         ("--rmsprop-decay -1", "--rmsprop-decay"),
         ("--target-steps 0", "--target-steps"),
+        ("--max-steps 1e20", "--max-steps must be between 1 and 1e18"),
+        ("--beta 1e39", "--beta must be 0 or a number above, at most 3e38"),
+        ("--lost-game-reward=-1e39", "--lost-game-reward must be a number up to 3e38 or none"),
+        pytest.param(f"--anneal-steps 1{400 * '0'}", "--anneal-steps", id="a googol and more"),
         ("--env-id Pong-v0", "--env-id is now --game-env"),
         ("--workers 2", "--workers is now --num-workers"),
         ("--max-episodes=3", "--max-episodes is now --max-global-episodes"),
         ("--steps-per-update 120", "--steps-per-update is now --global-iteration-update"),
     ],
 )
-def test_every_option_with_a_wrong_value_is_named_in_one_line(options, named, capsys):
+def test_every_option_with_a_wrong_value_is_named_in_one_line(options, named, capfd):
     with pytest.raises(SystemExit) as stopped:
         command_line.parse(Settings, PRESETS, "", options.split())
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
     assert stopped.value.code == 2 and out == ""
     assert len(err.splitlines()) == 1 and named in err
 
