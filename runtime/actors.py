@@ -190,8 +190,9 @@ class Actors(dict):
             if len(recent) >= self.DEATHS:
                 raise ActorsKeepDying(f"{what}, the {self.DEATHS}th death within {self.WITHIN} s")
             self[name].connection.close()
-            killed = death.status < 0  # else its user closed the window, or the screen is gone
-            window = self[name].window if killed else None
+            window = self[name].window
+            if window and death.status >= 0:  # its user closed it, or the screen is gone
+                what, window = f"{name}'s window is gone: its actor ended", None
             self.start(name, window)
             return f"{what} and is started again, with a new game"
 

@@ -195,7 +195,7 @@ class Launch(Starting):
 
 def first_line(settings, actors):
     """Return the line with which a run begins: its workers, and what to expect of the default."""
-    line = f"{len(actors)} workers on {usable_cores()} cores"
+    line = f"{counted(len(actors), 'worker')} on {counted(usable_cores(), 'core')}"
     learning = [
         field
         for field in dataclasses.fields(settings)
@@ -204,6 +204,11 @@ def first_line(settings, actors):
     if all(getattr(settings, field.name) == field.default for field in learning):
         line += "; the chapter's settings learn slowly and stay below -9, --preset rally wins"
     return line
+
+
+def counted(number, noun):
+    """Return a number of things in words."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def final_epsilons(workers):
@@ -253,7 +258,7 @@ def resumed_settings(Settings, folder, kept, given, notices):
     Raises:
         ValueError: with one line for the user.
     """
-    names = [field.name for field in dataclasses.fields(Settings)]
+    names, may_change = [f.name for f in dataclasses.fields(Settings)], changeable(Settings)
     config = f"{folder.path}/config.json"
     try:
         values = folder.config()["settings"]
@@ -266,6 +271,11 @@ def resumed_settings(Settings, folder, kept, given, notices):
         notices.append(line + "the settings are the checkpoint's")
         values = kept
         settings = Settings(**{name: kept[name] for name in names if name in kept} | given)
+    for name in [n for n in names if n in kept and n in values and n not in may_change]:
+        if values[name] != kept[name]:
+            notices.append(
+                f"{config} says {name} {shown(values[name])}, which was {shown(kept[name])}"
+            )
     for name in [name for name in names if name not in values]:
         default = shown(getattr(settings, name))
         notices.append(f"{config} does not say {name}: it is {default}")

@@ -339,7 +339,7 @@ def write_mp4(path, frames):
     source = f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {FRAMES_A_SECOND} -i -"
     result = f"-vf scale={4 * width}:-1:flags=neighbor -pix_fmt yuv420p -f mp4"
     ffmpeg = subprocess.Popen(
-        ["ffmpeg", "-loglevel", "error", *source.split(), *result.split(), f"file:{path}"],
+        ["ffmpeg", "-y", "-loglevel", "error", *source.split(), *result.split(), f"file:{path}"],
         stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     try:

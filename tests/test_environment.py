@@ -69,7 +69,7 @@ def test_it_trains_quietly_in_a_strange_environment(start, tmp_path):
     assert run.err == ""
     lines = run.out.splitlines()
     assert lines[0] == "TF_CONFIG describes a single process: it trains alone"
-    assert re.match(r"2 workers on \d+ cores; the chapter's settings", lines[1])
+    assert re.match(r"2 workers on \d+ cores?; the chapter's settings", lines[1])
     missing = "l\\xe4ufe cannot be locked (No locks available): start no other run in it"
     assert run.out.count(missing) == 1
     assert run.out.count("l\\xe4ufe cannot be synced: a power cut may lose the last") == 1

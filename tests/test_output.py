@@ -201,7 +201,7 @@ def test_a_screen_that_goes_away_takes_no_run_with_it(start, screen):
     assert wait_until(run.games)
     screen.process.kill()
     assert wait_until(lambda: "the plot's window is gone" in run.out)
-    assert wait_until(lambda: "W_0's actor died" in run.out)
+    assert wait_until(lambda: "W_0's window is gone: its actor ended and is started" in run.out)
     before = len(run.games())
     assert wait_until(lambda: len(run.games()) > before + 2)
     run.signal(signal.SIGINT)

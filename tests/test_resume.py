@@ -412,7 +412,7 @@ def test_damaged_checkpoints_are_named_and_the_one_before_is_used(start, run):
     assert program.err == ""
     out = program.out.splitlines()
     assert out[0].startswith(f"{cut} is damaged") and out[1].startswith(f"{flipped} is damaged")
-    assert out[2].startswith("1 workers on ")
+    assert out[2].startswith("1 worker on ")
     assert out[3].startswith(f"going on from {good}: {games} games, ")
     assert len(rows_of(run)) == newest(run)[1]["games"]
     assert {path.name for path in cut.parent.glob("bad-*")} == {
@@ -442,7 +442,7 @@ def test_a_config_of_another_version_is_understood(start, half, tmp_path):
     )
     config = json.loads((run / "config.json").read_text())
     del config["settings"]["beta"], config["settings"]["autosave_minutes"]
-    config["settings"].update(colour="red", render="terminal")
+    config["settings"].update(colour="red", render="terminal", gamma=0.99)
     (run / "config.json").write_text(json.dumps(config))
     program = start("--resume", str(run))
     config["settings"].update(loss="median")
@@ -456,6 +456,7 @@ def test_a_config_of_another_version_is_understood(start, half, tmp_path):
     assert f"{run}/config.json does not say beta: it is 0.0001\n" in program.out
     assert f"{run}/config.json does not say autosave_minutes: it is 3.0\n" in program.out
     assert f"{run}/config.json says colour, which is no setting: left out\n" in program.out
+    assert f"{run}/config.json says gamma 0.99, which was 0.9\n" in program.out
     assert "W_0's game is not shown: the output is no terminal" in program.out
     settings = json.loads((run / "config.json").read_text())["settings"]
     assert settings["beta"] == 0.0001 and "colour" not in settings and settings["seed"] == 5

@@ -34,6 +34,7 @@ from a3c_pong import PRESETS, Settings
 from runtime import command_line
 from runtime.cores import allowed_cores, usable_cores
 from runtime.global_network import GlobalNetwork
+from runtime.launch import counted
 from runtime.run import Run
 
 HAS_TKINTER = importlib.util.find_spec("_tkinter") is not None
@@ -403,7 +404,7 @@ def test_there_is_a_worker_for_each_core_that_may_be_used(start):
     options = "--preset", "rally", "--gamma", "0.5", "--max-steps", "500"
     run = start(*options, command=("taskset", "-c", core))
     assert run.wait() == 0
-    assert run.out.startswith("1 workers on 1 cores\n")
+    assert run.out.startswith("1 worker on 1 core\n")
     settings = json.loads((run.folder / "run" / "config.json").read_text())["settings"]
     expected = {**PRESETS["rally"]["a3c"], "preset": "rally", "gamma": 0.5, "max_steps": 500}
     assert settings.items() >= expected.items()
@@ -558,7 +559,7 @@ def test_a_window_shows_the_game_and_its_closing_ends_neither_run_nor_worker(sta
     if HAS_TKINTER:
         assert wait_until(lambda: screen.windows("A3C on Pong"))
     assert wait_until(run.games)
-    assert run.out.startswith(f"3 workers on {usable_cores()} cores; the chapter's")
+    assert run.out.startswith(f"3 workers on {counted(usable_cores(), 'core')}; the chapter's")
     assert len(run.actors()) == 3
 
     def court_is_seen():
@@ -572,8 +573,7 @@ def test_a_window_shows_the_game_and_its_closing_ends_neither_run_nor_worker(sta
     assert emulator
 
     screen.ask("windowclose", emulator)
-    assert wait_until(lambda: "W_0's actor died" in run.out)
-    assert "started again" in run.out
+    assert wait_until(lambda: "W_0's window is gone: its actor ended and is started" in run.out)
     assert wait_until(lambda: "W_0" in [game[0] for game in run.games()])
     assert screen.windows("Arcade Learning Environment") == []
 

@@ -15,6 +15,7 @@ import pong_actor
 from runtime import display
 from runtime.actors import PongActor
 from runtime.cores import usable_cores
+from runtime.launch import counted
 
 # ------------------------------------------------------------------------------- what it is made of
 
@@ -287,7 +288,7 @@ def test_a_terminal_shows_the_game_and_ctrl_c_leaves_it_clean(terminal):
     with open(shell.folder / "run" / "scores.csv") as file:
         episodes = [line.split(",")[0] for line in file][1:]
     assert [game[1] for game in games_in(text)] == episodes
-    assert f"2 workers on {usable_cores()} cores; the chapter's settings" in text
+    assert f"2 workers on {counted(usable_cores(), 'core')}; the chapter's settings" in text
     assert re.search(rf"^(\^C)?Ctrl-C: {len(episodes)} games, ", text, re.M)
     assert "▀" not in text and "▄" not in text
     assert shell.status() == ["130"]
