@@ -78,6 +78,11 @@ def game_line(episode):
     return f"{chapters} | score: {e.score} (running {e.running_score:.1f})"
 
 
+def counted(number, noun):
+    """Return a number of things in words."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def duration(seconds):
     """Return seconds as h:mm:ss."""
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"

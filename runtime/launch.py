@@ -11,7 +11,7 @@ from runtime.actors import ActorsKeepDying, new_actors, restore_games, screens, 
 from runtime.command_line import changeable, check, fail, option, shown
 from runtime.cores import usable_cores
 from runtime.curve import curve_of
-from runtime.display import duration
+from runtime.display import counted, duration
 from runtime.global_network import GlobalNetwork
 from runtime.output import OutputThread
 from runtime.run_folder import InUse, RunFolder, have_temporary_folder, new_path
@@ -204,11 +204,6 @@ def first_line(settings, actors):
     if all(getattr(settings, field.name) == field.default for field in learning):
         line += "; the chapter's settings learn slowly and stay below -9, --preset rally wins"
     return line
-
-
-def counted(number, noun):
-    """Return a number of things in words."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def final_epsilons(workers):

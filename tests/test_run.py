@@ -33,8 +33,8 @@ import a3c_pong
 from a3c_pong import PRESETS, Settings
 from runtime import command_line
 from runtime.cores import allowed_cores, usable_cores
+from runtime.display import counted
 from runtime.global_network import GlobalNetwork
-from runtime.launch import counted
 from runtime.run import Run
 
 HAS_TKINTER = importlib.util.find_spec("_tkinter") is not None

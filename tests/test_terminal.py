@@ -15,7 +15,7 @@ import pong_actor
 from runtime import display
 from runtime.actors import PongActor
 from runtime.cores import usable_cores
-from runtime.launch import counted
+from runtime.display import counted
 
 # ------------------------------------------------------------------------------- what it is made of
 
