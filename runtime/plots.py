@@ -88,7 +88,7 @@ class CurvePlot:
         self.score_axes.set_xlim(-0.5, max([1, *numbers[-1:]]) + 0.5)
         for axes, line in (self.score_axes, self.scores), (self.reward_axes, self.reward):
             low, high = min(line.get_ydata(), default=-21), max(line.get_ydata(), default=-20)
-            room = max(0.5, 0.05 * (high - low))
+            room = max(0.5, 0.05 * (high - low), 0.001 * abs(low))
             axes.set_ylim(low - room, high + room)
         self.limits = self._limits()
 
