@@ -267,19 +267,23 @@ def screens():
 
 def why_no_window(actors, window):
     """Start W_0's actor in a window; return None, or why that is not possible."""
-    screen = " or ".join(screens())
-    if not screen:
+    if not screens():
         return NO_SCREEN
     actors.start("W_0", window)
     try:
         actors["W_0"].wait_until_ready()
         return None
-    except ScreenHangs:
-        why = f"{screen} does not answer"
-    except ActorDied:
-        why = f"no window can be opened on {screen}"
-    actors.started -= 1  # as if it had not been tried
-    return why
+    except ActorDied as death:
+        actors.started -= 1  # as if it had not been tried
+        return no_window(death)
+
+
+def no_window(death):
+    """Return why an actor that died before it was ready could not open its window."""
+    screen = " or ".join(screens())
+    if isinstance(death, ScreenHangs):
+        return f"{screen} does not answer"
+    return f"no window can be opened on {screen}"
 
 
 class GamesInPlay:

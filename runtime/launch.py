@@ -259,7 +259,7 @@ def resumed_settings(Settings, folder, kept, given, notices):
         values = folder.config()["settings"]
         settings = Settings(**{name: values[name] for name in names if name in values} | given)
         check(settings)
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError) as error:
         if not kept:
             raise ValueError(f"{config}: {checkpoints.why(error)}") from None
         line = f"{config} is not readable ({checkpoints.why(error)}): "

@@ -25,7 +25,7 @@ import pong_actor
 from pong_actor import Player, PolicyWeights, Pong, make_env
 from preprocessing import SCREEN_SHAPE
 from runtime import checkpoints
-from runtime.actors import ActorDied, PongActor, ScreenHangs, screens
+from runtime.actors import ActorDied, PongActor, no_window, screens
 from runtime.command_line import fail
 from runtime.cores import usable_cores
 from runtime.display import TerminalView
@@ -144,12 +144,9 @@ def play(path, render, seed, console):
         with actor_with(policy, game, [seed], window) as actor:
             try:
                 actor.wait_until_ready()
-            except ScreenHangs:
-                why_not[place] = f"{' or '.join(screens())} does not answer"
-                continue
             except ActorDied as death:
                 if place == "window":
-                    why_not[place] = f"no window can be opened on {' or '.join(screens())}"
+                    why_not[place] = no_window(death)
                     continue
                 raise Failed(f"the emulator died ({death})") from None
             for line in [

@@ -188,7 +188,10 @@ class RunFolder:
 
     def config(self):
         """Read config.json, its settings with today's names. Raises ValueError, OSError."""
-        config = json.loads((self.path / "config.json").read_text())
+        try:
+            config = json.loads((self.path / "config.json").read_text())
+        except RecursionError as error:
+            raise ValueError(why(error)) from None
         if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
             raise ValueError("it holds no settings")
         config["settings"] = checkpoints.todays_settings(config["settings"])
@@ -217,7 +220,7 @@ class RunFolder:
         self.length = None
         self.write(episodes)
         config = dict(settings=settings)
-        with contextlib.suppress(OSError, ValueError, RecursionError):
+        with contextlib.suppress(OSError, ValueError):
             config = self.config()
         before, config["settings"] = config["settings"], settings
         config["final_epsilons"] = epsilons

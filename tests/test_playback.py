@@ -1,6 +1,5 @@
 """What a run has learned, watched, recorded and measured: the real script, the real emulator."""
 
-import contextlib
 import json
 import shutil
 import signal
@@ -11,7 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import rich.console
-from program import ROOT, count_pixels, kill, save_agent, shows_court, wait_until
+from program import ROOT, count_pixels, fill, kill, save_agent, shows_court, wait_until
 
 import pong_actor
 from a3c_pong import PRESETS, Settings
@@ -163,9 +162,7 @@ def test_an_evaluation_that_cannot_be_written_keeps_the_old_one(start, small_dis
     name = "evaluation-step-000001234-seed-0-games-1.json"
     assert start(*evaluate).wait() == 0
     old = (small_disk / "agent" / name).read_bytes()
-    with contextlib.suppress(OSError), open(small_disk / "filler", "wb", buffering=0) as filler:
-        while True:
-            filler.write(bytes(4096))
+    fill(small_disk / "filler")
     for full in True, False:
         if not full:
             subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
