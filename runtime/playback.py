@@ -248,8 +248,8 @@ COLOUR_OF_INDEX[INDICES] = range(len(INDICES))
 GIF_EVERY = 3  # frames: 20 images a second, as often as the agent acts on average
 
 
-def record(path, film, seconds, seed, console):
-    """Write one game, or its first seconds, to a .gif or .mp4 file."""
+def record(path, film, seconds, seed, console, signals):
+    """Write one game, or its first seconds, to a .gif or .mp4 file; a signal leaves no file."""
     film = pathlib.Path(film)
     write = {".gif": write_gif, ".mp4": write_mp4}.get(film.suffix.lower())
     if write is None:
@@ -264,7 +264,8 @@ def record(path, film, seconds, seed, console):
     about, path = checkpoint.about, checkpoint.path
     for line in [*checkpoint.passed_over, f"recording {path}, {training(about)}"]:
         console.print(line)
-    frames, last = Counted(filmed_game(policy, about, seed)), None
+    signals.starting = False  # an exception might come before the file or ffmpeg is looked after
+    frames, last = Counted(filmed_game(policy, about, seed), signals), None
     if seconds is not None:
         last = round(min(max(1, FRAMES_A_SECOND * seconds), sys.maxsize))
     with writing(film) as unfinished:
@@ -277,13 +278,15 @@ def record(path, film, seconds, seed, console):
 
 
 class Counted:
-    """An iterator that counts its values."""
+    """An iterator that counts its values, and raises KeyboardInterrupt after a signal."""
 
-    def __init__(self, iterator):
-        self.iterator, self.number = iterator, 0
+    def __init__(self, iterator, signals):
+        self.iterator, self.signals, self.number = iterator, signals, 0
 
     def __iter__(self):
         for value in self.iterator:
+            if self.signals:
+                raise KeyboardInterrupt
             self.number += 1
             yield value
 
@@ -491,7 +494,7 @@ def main(command, given, signals):
             return evaluate(command.evaluate, command.games or 20, seed or 0, console, signals)
         seed = int.from_bytes(os.urandom(3)) if seed is None else seed
         if command.record is not None:
-            return record(command.play, command.record, command.seconds, seed, console)
+            return record(command.play, command.record, command.seconds, seed, console, signals)
         return play(command.play, given.get("render", "auto"), seed, console)
     except KeyboardInterrupt:
         return 128 + signals[0]  # as in shells

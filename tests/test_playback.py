@@ -298,9 +298,12 @@ def test_a_film_that_cannot_be_written_leaves_no_file(start, run_folder):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_a_recording_and_leaves_no_file(start, run_folder):
-    run = start("--play", str(run_folder), "--record", "film.gif")
-    assert wait_until(lambda: "film.gif.unfinished" in files_in(run.folder))
+@pytest.mark.parametrize("name", ["film.gif", "film.mp4"])
+def test_ctrl_c_ends_a_recording_and_leaves_no_file(start, run_folder, name):
+    if name == "film.mp4" and not shutil.which("ffmpeg"):
+        pytest.skip("not installed: ffmpeg")
+    run = start("--play", str(run_folder), "--record", name)
+    assert wait_until(lambda: f"{name}.unfinished" in files_in(run.folder))
     run.signal(signal.SIGINT)
     assert run.wait() == 130
     assert run.err == ""
