@@ -30,7 +30,8 @@ FAILS_WHEN_TOLD = """if True:  # the script, but that learning fails once there 
     def failing(*arguments):
         return 1 / 0 if os.path.exists("fail") else learning_rewards(*arguments)
     a3c_pong.learning_rewards = failing
-    sys.exit(a3c_pong.main(sys.argv[1:]))"""
+    with a3c_pong.leaving():
+        sys.exit(a3c_pong.main(sys.argv[1:]))"""
 HANGS = 300  # seconds: no test expects anything sooner, this only ends one that hangs
 
 

@@ -155,7 +155,8 @@ SAYS_ITS_BETA = """if True:  # the script, but that a worker process ends with i
         print("its beta:", follower.run.globalnet.beta())
         return plot(follower)
     Follower.plot = saying
-    sys.exit(a3c_pong.main(sys.argv[1:]))"""
+    with a3c_pong.leaving():
+        sys.exit(a3c_pong.main(sys.argv[1:]))"""
 
 
 @pytest.fixture(scope="module")
