@@ -66,12 +66,11 @@ class Link:
                     raise Lost(f"{address} does not answer")
                 config = tf.ConfigProto(device_filters=["/job:ps"])  # the others may come later
                 session = tf.Session(f"grpc://{address}", self.board.graph, config)
-                self.callables = {
-                    name: make_callable(session, *how, CALL_SECONDS)
-                    for name, how in self.board.calls.items()
-                }
-                self.session = session
-                kept.append((session, self.callables))
+                callables = {}
+                kept.append((session, callables))  # before the first call that may fail
+                for name, how in self.board.calls.items():
+                    callables[name] = make_callable(session, *how, CALL_SECONDS)
+                self.session, self.callables = session, callables
             return self.session, self.callables
 
     def state(self):

@@ -104,12 +104,12 @@ class Cluster:
             host = hosts[job, index][0] if hosts else "127.0.0.1"
             self.addresses[job].append(f"{host}:{3000 if hosts else free_port()}")
 
-    def __call__(self, job, index=0, *options, program=SCRIPT):
+    def __call__(self, job, index=0, *options, program=SCRIPT, **variables):
         """Start a task; a `Program`."""
         text = config(job, index, **self.addresses)
         command = self.hosts[job, index][1] if self.hosts else ()
         proxy = "http://127.0.0.1:9"  # where nobody is, and no cluster's process must ask
-        variables = dict(TF_CONFIG=text, http_proxy=proxy, https_proxy=proxy)
+        variables |= dict(TF_CONFIG=text, http_proxy=proxy, https_proxy=proxy)
         started = self.start(*options, program=program, command=command, **variables)
         if job == "chief" and not self.run:
             self.run = started.folder / "run"
@@ -340,6 +340,40 @@ def test_a_chief_that_returns_from_a_kill_goes_on_from_its_last_checkpoint(start
     rows = rows_of(cluster.run)
     assert len(rows) == kept["games"] + games_of(again)
     assert_quiet(ps, again, worker)
+
+
+KILLS_THE_SERVER = """if True:  # the script, but the parameter server dies while it connects
+    import json, os, signal, sys, a3c_pong
+    from cluster import link
+    make_callable, made = link.make_callable, []
+    def killing(*arguments):
+        made.append(arguments)
+        if len(made) == 3:
+            os.kill(int(os.environ["SERVER"]), signal.SIGKILL)
+            (address,) = json.loads(os.environ["TF_CONFIG"])["cluster"]["ps"]
+            while link.answers(address):
+                pass
+        return make_callable(*arguments)
+    link.make_callable = killing
+    with a3c_pong.leaving():
+        sys.exit(a3c_pong.main(sys.argv[1:]))"""
+
+
+@pytest.mark.slow
+def test_a_parameter_server_may_die_while_a_process_connects(start):
+    cluster = Cluster(start, workers=1)
+    ps = cluster("ps")
+    assert wait_until(lambda: "listens on port" in ps.out)
+    killer = dict(program=("-c", KILLS_THE_SERVER), SERVER=str(ps.process.pid))
+    worker = cluster("worker", 0, **killer)
+    assert wait_until(lambda: "waiting for /job:ps" in worker.out)
+    ps.wait()
+    ps = cluster("ps")
+    assert wait_until(lambda: "waiting for /job:chief" in worker.out)
+    for program in worker, ps:
+        program.signal(signal.SIGTERM)
+        assert program.wait() == 0
+    assert_quiet(ps, worker)
 
 
 @pytest.mark.slow
