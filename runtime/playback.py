@@ -264,8 +264,11 @@ def record(path, film, seconds, seed, console, signals):
     about, path = checkpoint.about, checkpoint.path
     for line in [*checkpoint.passed_over, f"recording {path}, {training(about)}"]:
         console.print(line)
-    signals.starting = False  # an exception might come before the file or ffmpeg is looked after
-    frames, last = Counted(filmed_game(policy, about, seed), signals), None
+    # From here on only `until_signal` raises KeyboardInterrupt. The handler might raise it where no
+    # `finally` removes the file or ends ffmpeg yet.
+    signals.starting = False
+    frames = Counted(until_signal(filmed_game(policy, about, seed), signals))
+    last = None
     if seconds is not None:
         last = round(min(max(1, FRAMES_A_SECOND * seconds), sys.maxsize))
     with writing(film) as unfinished:
@@ -277,16 +280,22 @@ def record(path, film, seconds, seed, console, signals):
     return 0
 
 
-class Counted:
-    """An iterator that counts its values, and raises KeyboardInterrupt after a signal."""
+def until_signal(values, signals):
+    """Yield the values of an iterator, and raise KeyboardInterrupt after a signal."""
+    for value in values:
+        if signals:
+            raise KeyboardInterrupt
+        yield value
 
-    def __init__(self, iterator, signals):
-        self.iterator, self.signals, self.number = iterator, signals, 0
+
+class Counted:
+    """An iterator that counts its values."""
+
+    def __init__(self, iterator):
+        self.iterator, self.number = iterator, 0
 
     def __iter__(self):
         for value in self.iterator:
-            if self.signals:
-                raise KeyboardInterrupt
             self.number += 1
             yield value
 
