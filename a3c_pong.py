@@ -1,8 +1,8 @@
 """Asynchronous advantage actor-critic (A3C) on Pong, and the chapter's three methods beside it.
 
 Mnih et al., "Asynchronous Methods for Deep Reinforcement Learning", 2016 (arXiv 1602.01783), as the
-textbook chapter "Asynchronous Methods" writes it: one thread per core plays Pong with its own copy
-of the network, and updates the global network without a lock.
+textbook chapter "Asynchronous Methods" writes it: one thread per core trains with its own copy of
+the network. All threads update the global network without a lock. Pong runs in a process for each.
 
     python a3c_pong.py                     train as the chapter does; Ctrl-C stops, draws the curve
     python a3c_pong.py --preset rally      train with the settings that win
@@ -19,7 +19,7 @@ in runs/<time>.
 from runtime.signals import Signals, quiet_until_handled
 
 if __name__ == "__main__":
-    quiet_until_handled()  # the imports take half a second
+    quiet_until_handled()  # so that Ctrl-C during the imports prints no traceback
 
 import contextlib
 import dataclasses
@@ -99,12 +99,12 @@ class Settings:
     )
     rate_power: float = setting(
         0.0,
-        "there they are multiplied by ((21 - recent score) / 42 / rate_falls_below) ** rate_power; "
-        "0: they are constant [ours]",
+        "below rate_falls_below, the learning rates are multiplied by ((21 - recent score) / 42 / "
+        "rate_falls_below) ** rate_power, which is at least 0.01; 0: constant [ours]",
         NOT_NEGATIVE,
     )
     lr_q: float = setting(
-        0.0001, "learning rate of a Q-network [a3c's; paper: 0.0001 to 0.01]", ABOVE_0
+        0.0001, "learning rate of a Q-network [ours: that of a3c; paper: 0.0001 to 0.01]", ABOVE_0
     )
     anneal_steps: int | None = setting(
         None,
@@ -114,7 +114,7 @@ class Settings:
     loss: Literal["auto", "mean", "sum"] = setting(
         "auto",
         "mean or sum over a rollout's steps; auto: mean for a3c, sum for Q "
-        "[chapter: its code, its pseudo-code]",
+        "[chapter: mean in the code of a3c, sum in the pseudo-code of Q]",
     )
     rmsprop_decay: float = setting(
         0.9, "decay of RMSProp's mean squares [chapter: TensorFlow's]", between(0, 1)
@@ -212,24 +212,24 @@ class RolloutFeeds:
     rollout, 100 to 300 of 6,400.
 
     n steps have n + 1 states. The last is the state after the rollout, whose value the returns may
-    need. `each` is a state's weight in the losses, which is 0 for the last.
+    need. `step_weights` are the states' weights in the losses. The last state's weight is 0.
     """
 
     def __init__(self, dtype, sums):
-        """Make them. sums: whether a loss is the sum over the steps, or their mean."""
+        """Create the placeholders. sums: whether a loss is the sum over the steps, or the mean."""
         self.dtype, self.sums = dtype, sums
         self.rows = tf.placeholder(tf.int32, [None], "rows")  # [U]: the pixels that are on
         self.s = tf.placeholder(dtype, [None, None], "state")  # [n + 1, U] of 0 and 1
         self.a_his = tf.placeholder(tf.int32, [None], "action")  # [n + 1]
         self.discounted = tf.placeholder(dtype, [None, 1], "discounted")  # [n + 1, 1]
-        self.weights = tf.placeholder(dtype, [None, None], "weights")  # [n + 1, n + 1]
-        self.each = tf.placeholder(dtype, [None, 1], "each")  # [n + 1, 1]
+        self.value_weights = tf.placeholder(dtype, [None, None], "value_weights")  # [n + 1, n + 1]
+        self.step_weights = tf.placeholder(dtype, [None, 1], "step_weights")  # [n + 1, 1]
         self.beta = tf.placeholder(dtype, [], "beta")
 
     def placeholders(self):
         """Return the placeholders in the order of `values`."""
-        returns = [self.discounted, self.weights]
-        return [self.rows, self.s, self.a_his, *returns, self.each, self.beta]
+        returns = [self.discounted, self.value_weights]
+        return [self.rows, self.s, self.a_his, *returns, self.step_weights, self.beta]
 
     def values(self, rollout, returns, beta):
         """Return the placeholders' values for a rollout, its `Returns` and the entropy's weight."""
@@ -237,24 +237,25 @@ class RolloutFeeds:
         actions = np.append(rollout.actions, np.int32(rollout.next_action))
         discounted = np.zeros((steps + 1, 1), self.dtype)
         discounted[:-1, 0] = returns.discounted
-        weights = np.zeros((steps + 1, steps + 1), self.dtype)
-        weights[:-1, 1:] = returns.weights
-        each = np.zeros((steps + 1, 1), self.dtype)
-        each[:-1] = 1 if self.sums else 1 / steps
-        states, beta = rollout.states.astype(self.dtype), np.asarray(beta, self.dtype)
-        return [rollout.rows, states, actions, discounted, weights, each, beta]
+        value_weights = np.zeros((steps + 1, steps + 1), self.dtype)
+        value_weights[:-1, 1:] = returns.value_weights
+        step_weights = np.zeros((steps + 1, 1), self.dtype)
+        step_weights[:-1] = 1 if self.sums else 1 / steps
+        states = rollout.states.astype(self.dtype)
+        beta = np.asarray(beta, self.dtype)
+        return [rollout.rows, states, actions, discounted, value_weights, step_weights, beta]
 
     def v_target(self, values):
         """Return the returns [n + 1, 1], given the values [n + 1, 1] of the states."""
-        return self.discounted + self.weights @ tf.stop_gradient(values)
+        return self.discounted + self.value_weights @ tf.stop_gradient(values)
 
     def reduce(self, x):
         """Return the chapter's reduce_mean of x [n + 1, 1] over the steps, or their sum."""
-        return tf.reduce_sum(self.each * x)
+        return tf.reduce_sum(self.step_weights * x)
 
     def mean(self, loss):
         """Return the mean over the steps, given the result of `reduce`."""
-        return loss / tf.reduce_sum(self.each)
+        return loss / tf.reduce_sum(self.step_weights)
 
 
 class ActorCriticNetwork:
@@ -264,7 +265,7 @@ class ActorCriticNetwork:
     it the weights of its own `LocalCopy`. So more workers take no more time to build.
 
     The first layers of actor and critic see the same pixels. So their kernels stand side by side in
-    one variable, `kernel`, and a row of it is one stretch of memory. All else is apart.
+    one variable, `kernel`, and a row of it is one stretch of memory. Other weights are separate.
     """
 
     POLICY_UNITS, CRITIC_UNITS = 300, 100
@@ -328,7 +329,7 @@ class ActorCriticNetwork:
             ),
         }
         with tf.name_scope("sync"):  # push: the gradients; pull: into a LocalCopy
-            # the kernel's gradient as its factors, s and pixels_grad; its RMSProp is its own
+            # the kernel's gradient, by its two factors; the kernel has an RMSProp of its own
             push = globalnet.push_rows(feeds.rows, self.s, self.pixels_grad)
             push += globalnet.push("actor_network", self.a_grads)  # by actor_train
             push += globalnet.push("critic_network", self.c_grads)  # by critic_train
@@ -395,7 +396,9 @@ class QNetwork:
     UNITS = POLICY_UNITS = 300
     CHOOSES_AHEAD = False
     HAS_TARGET = True
-    FINAL_EPSILONS, PROBABILITIES = (0.1, 0.01, 0.5), (0.4, 0.3, 0.3)  # paper, section 5.1
+    lambda_: ClassVar[int]  # 0: one-step targets, 1: n-step targets
+    FINAL_EPSILONS = 0.1, 0.01, 0.5  # paper, section 5.1
+    PROBABILITIES = 0.4, 0.3, 0.3
 
     @classmethod
     def heads(cls, settings, num_actions):
@@ -409,7 +412,8 @@ class QNetwork:
             # the pseudo-code accumulates gradients over the steps: a sum
             self.feeds = feeds = RolloutFeeds(globalnet.dtype, sums=settings.loss != "mean")
             self.s, self.a_his = feeds.s, feeds.a_his
-            self.params, target = globalnet.local_params(), globalnet.target_params(feeds.rows)
+            self.params = globalnet.local_params()
+            target = globalnet.target_params(feeds.rows)
             self.q, pixels, self.q_params = self._build_net(self.params)
             self.target_q, _, _ = self._build_net(target)
             self.v_target = feeds.v_target(self.bootstrap_values())
@@ -502,13 +506,13 @@ def learning_rewards(rollout, lost_game_reward):
 
 
 class Returns(NamedTuple):
-    """The two parts of the targets of n steps: v_target = discounted + weights @ V[1:].
+    """The two parts of the targets of n steps: v_target = discounted + value_weights @ V[1:].
 
     The network adds the second part, as it computes the values V [n + 1] of the states.
     """
 
     discounted: np.ndarray  # [n] float64, discounted sums of rewards
-    weights: np.ndarray  # [n, n] float64
+    value_weights: np.ndarray  # [n, n] float64
 
 
 def lambda_returns(buffer_r, ends, gamma, lambda_):
@@ -524,15 +528,21 @@ def lambda_returns(buffer_r, ends, gamma, lambda_):
         ends: [n] bools, whether the return is cut after a step.
         gamma, lambda_: numbers from 0 to 1.
     """
-    decayed, weights = discounting(np.asarray(ends, bool).tobytes(), gamma, lambda_)
-    return Returns(decayed @ buffer_r, weights)
+    decayed, value_weights = discounting(np.asarray(ends, bool).tobytes(), gamma, lambda_)
+    return Returns(decayed @ buffer_r, value_weights)
 
 
 @functools.lru_cache(maxsize=8)  # the chapter's rollouts are nearly all whole, without an end
 def discounting(ends, gamma, lambda_):
-    """Return its coefficients, two matrices [n, n] float64: of the rewards, of the values.
+    """Return the coefficients of G in the rewards and in V[1:], two matrices [n, n] float64.
 
-    ends: bytes, one a step: the cache needs what can be hashed.
+    In row t, column k of the first is (gamma lambda) ** (k - t) for k from t to the next end, else
+    0. The second is that times V_{k+1}'s factor in G_k: gamma (1 - lambda), or gamma in the last
+    step, or 0 at an end.
+
+    Args:
+        ends: bytes, one a step, because the cache needs a hashable argument.
+        gamma, lambda_: numbers from 0 to 1.
     """
     ends = np.frombuffer(ends, bool)
     distance = np.arange(len(ends)) - np.arange(len(ends))[:, np.newaxis]
@@ -552,7 +562,7 @@ class Worker:
     """A thread's agent: a local network, and an actor process that plays with its policy."""
 
     def __init__(self, name, AC, actors, run):
-        """Start without an actor. Its memory will hold the local copy of the weights.
+        """Create the worker. `begin` gives it an actor, whose memory holds the local weights.
 
         Args:
             name: "W_n".
@@ -565,11 +575,11 @@ class Worker:
         self.epsilon = AC.exploration(run.settings, number, actors.game.frames_per_step)
         self.clip = None  # a `Clip`, if its play is shown in the terminal
         self.actor = self.local = None
-        self.game = None  # the state of a game to continue
+        self.saved_game = None  # the state of a game to continue
         self.total_step = self.score = self.ep_r = 0
 
     def work(self):
-        """Run the chapter's loop, a rollout where the chapter has a step, until the run stops."""
+        """Run the chapter's loop until the run stops. One pass plays a rollout, not a step."""
         run, settings = self.run, self.run.settings
         with run.coordinator.stop_on_exception():
             while not run.coordinator.should_stop():  # run.count stops it after the last game
@@ -580,17 +590,17 @@ class Worker:
                         rollout = self.play()  # to the next multiple of global_iteration_update
                         buffer_r = learning_rewards(rollout, settings.lost_game_reward)  # the -20
                         v_target = self.returns(rollout, buffer_r)  # the network adds V to it
-                        game = self.add_up(rollout, buffer_r)
-                        with run.updating:  # as many threads as cores: none waits for one in here
-                            if settings.pull != "after":  # its gradient is of the newest weights
-                                self.AC.pull_global(self.local)
+                        ended = self.add_up(rollout, buffer_r)
+                        with run.updating:  # one thread per core, so that none waits for a core
+                            if settings.pull in ("before", "both"):
+                                self.AC.pull_global(self.local)  # for a gradient of newest weights
                             figures = self.AC.update_global(
-                                self.local, rollout, v_target, game, run.measuring_is_due()
+                                self.local, rollout, v_target, ended, run.measuring_is_due()
                             )
-                            if settings.pull != "before":  # it plays on with the newest weights
-                                self.AC.pull_global(self.local)
-                        # counts T; if a game ended, also global_running_rate and the chapter's line
-                        T = run.count(len(buffer_r), game, figures)
+                            if settings.pull in ("after", "both"):
+                                self.AC.pull_global(self.local)  # to play with the newest weights
+                        # counts T, and for an ended game global_running_rate and its line
+                        T = run.count(len(buffer_r), ended, figures)
                         # whether the rollout passed a multiple of target_steps; A3C has no target
                         if T % settings.target_steps < len(buffer_r):
                             self.AC.globalnet.refresh_target()
@@ -604,21 +614,23 @@ class Worker:
         self.actors.share_core(self.name)
         self.local = self.AC.globalnet.local_copy(actor.policy)
         self.AC.pull_global(self.local)
-        if self.game is None or actor.window:
+        if self.saved_game is None or actor.window:
             self.score = self.ep_r = 0
         else:
-            actor.restore(self.game)
-        self.actor, self.game = actor, None  # last: now a checkpoint may ask it for its game
+            actor.restore(self.saved_game)
+        self.actor = actor  # from here on a checkpoint asks the actor for its game
+        self.saved_game = None
 
     def play(self):
         """Return a rollout, to the next multiple of global_iteration_update or the game's end."""
         period = self.run.settings.global_iteration_update
-        steps, epsilon = period - self.total_step % period, self.epsilon(self.AC.globalnet.T)
+        steps = period - self.total_step % period
+        epsilon = self.epsilon(self.AC.globalnet.T)
         # in a window a rollout of 20 steps takes a second, and a checkpoint must not wait for it
         with self.run.gate.left() if self.actor.window else contextlib.nullcontext():
             rollout = self.actor.play(steps, epsilon)
         if self.clip:
-            self.clip.see(rollout, self.score)
+            self.clip.add(rollout, self.score)
         return rollout
 
     def returns(self, rollout, buffer_r):
@@ -629,22 +641,22 @@ class Worker:
         return lambda_returns(buffer_r, ends, settings.gamma, self.AC.lambda_)
 
     def add_up(self, rollout, buffer_r):
-        """Add a rollout to the sums; return the `EndedGame` that ended with it, or None."""
+        """Add a rollout to its game's sums; return the `EndedGame` if the game is over, or None."""
         self.total_step += len(buffer_r)
         self.ep_r += sum(buffer_r)
         self.score += int(rollout.rewards.sum())
         if not (rollout.terminal or rollout.truncated):
             return None
-        game = EndedGame(self.name, self.score, self.ep_r)
+        ended = EndedGame(self.name, self.score, self.ep_r)
         self.score = self.ep_r = 0
-        return game
+        return ended
 
     def replace_actor(self, death):
         """Replace a dead actor by one with a new game."""
         if not self.run.coordinator.should_stop():
             with self.run.gate:
+                self.actor = self.saved_game = None  # even if no other actor can be started
                 self.run.notices.append(self.actors.replace(self.name, death))
-                self.actor = self.game = None
 
 
 # --------------------------------------------------------------------------------------------- main
@@ -653,9 +665,10 @@ class Worker:
 def build(launch):
     """Build the global network and the workers; return the `Run` and the list of workers.
 
-    launch: a `Launch`, or one of a cluster's.
+    launch: a `Launch`, `ChiefLaunch` or `WorkerLaunch`.
     """
-    settings, network = launch.settings, METHODS[launch.settings.method]
+    settings = launch.settings
+    network = METHODS[settings.method]
     actors = launch.start_actors(network.UNITS, network.POLICY_UNITS, network.CHOOSES_AHEAD)
     load_tensorflow()  # takes seconds, while the actors start
     session = new_session()
@@ -704,7 +717,7 @@ def train(launch):
         t = threading.Thread(target=worker.work, name=worker.name, daemon=True)
         t.start()
         worker_threads.append(t)
-    # Until the run stops. A thread that waits for another machine is left out of the result.
+    # Blocks until the run stops. A thread that waits for another machine is left out of the result.
     worker_threads = supervisor.show_and_save(worker_threads)
     coordinator.join(worker_threads)  # raises a worker's exception
     return supervisor.plot()

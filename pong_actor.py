@@ -298,7 +298,7 @@ class Player:
         """
         if self.game_over:
             self.frames.clear()
-            self.state, self.next_action = self._see(self.pong.reset()), None
+            self.state, self.next_action = self._stack(self.pong.reset()), None
         states, actions, rewards = [self.state], [], []
         terminal = truncated = False
         while len(actions) < max_steps and not (terminal or truncated) and not interrupted():
@@ -308,7 +308,7 @@ class Player:
             self.next_action = None
             pixels, reward, terminal, truncated = self.pong.step(action)
             actions.append(action)
-            states.append(self._see(pixels))
+            states.append(self._stack(pixels))
             rewards.append(reward)
         self.state, self.game_over = states[-1], terminal or truncated
         if self.ahead and self.next_action is None:
@@ -337,7 +337,7 @@ class Player:
             self.frames.clear()
             self.frames.extend(np.array(frame, np.int64) for frame in about["frames"])
 
-    def _see(self, pixels):
+    def _stack(self, pixels):
         """Return the active inputs of a state: a new frame's pixels, then earlier frames'."""
         if self.frames.maxlen == 1:
             return pixels

@@ -191,8 +191,9 @@ class Actors(dict):
                 raise ActorsKeepDying(f"{what}, the {self.DEATHS}th death within {self.WITHIN} s")
             self[name].connection.close()
             window = self[name].window
-            if window and death.status >= 0:  # its user closed it, or the screen is gone
-                what, window = f"{name}'s window is gone: its actor ended", None
+            if window and death.status >= 0:  # its user closed it, or the screen is gone or hangs
+                why = death if isinstance(death, ScreenHangs) else "its actor ended"
+                what, window = f"{name}'s window is gone: {why}", None
             self.start(name, window)
             return f"{what} and is started again, with a new game"
 
@@ -308,7 +309,7 @@ class GamesInPlay:
         """
         states, counts = {}, {}
         for worker in self.workers:
-            state = worker.game  # one that a worker has not continued yet
+            state = worker.saved_game  # one that a worker has not continued yet
             if worker in self.asked:
                 state = None
                 with contextlib.suppress(ActorDied):  # its worker will find out
@@ -329,4 +330,4 @@ def restore_games(workers, checkpoint, same_emulator):
             worker.total_step = counts["total_step"]
             worker.score, worker.ep_r = counts["score"], counts["ep_r"]
         if same_emulator:
-            worker.game = checkpoint.arrays.get(f"actor/{worker.name}")
+            worker.saved_game = checkpoint.arrays.get(f"actor/{worker.name}")

@@ -153,7 +153,7 @@ class Clip:
         self.wanted = self.from_point = False  # from_point: rollouts start with one
         self.frames, self.began = [(np.empty(0, int), 0)], 0
 
-    def see(self, rollout, score):
+    def add(self, rollout, score):
         """Keep a rollout and the game's score before it, if a clip is wanted."""
         if not self.wanted:
             return

@@ -72,7 +72,7 @@ def test_a_clip_is_a_rally_from_point_to_point_at_the_games_pace(actor):
     clip, played, score = display.Clip(pace=20), [], 0
     for _ in range(30):
         rollout = actor.play(20)
-        clip.see(rollout, score)  # unasked: not kept
+        clip.add(rollout, score)  # unasked: not kept
         score += int(rollout.rewards.sum())
     assert clip.rollouts == []
     pixels, _ = clip.now(100.0)
@@ -80,13 +80,13 @@ def test_a_clip_is_a_rally_from_point_to_point_at_the_games_pace(actor):
     points = []
     while clip.wanted:
         rollout = actor.play(20)
-        clip.see(rollout, score)
+        clip.add(rollout, score)
         played += [seen(rollout)]
         score += int(rollout.rewards.sum())
         points += [rollout.rewards.any()]
     assert len(points) > 3 and points.count(True) == 2 and points[-1]
     rally = sum(played[points.index(True) + 1 :], [])
-    clip.see(actor.play(20), score)  # passed over
+    clip.add(actor.play(20), score)  # passed over
 
     clip.now(200.0)
     shown = [clip.now(200 + (step + 0.5) / 20) for step in range(len(rally))]
@@ -106,7 +106,7 @@ def test_a_clip_of_a_rally_without_end_ends(actor):
     while clip.wanted:
         rollout = actor.play(20)
         if not rollout.rewards.any():
-            clip.see(rollout, 0)
+            clip.add(rollout, 0)
             rollouts += 1
     assert rollouts == 2  # 40 steps, 10 seconds of such a game
 
