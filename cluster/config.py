@@ -88,7 +88,8 @@ def is_alone(text):
                 return True
             if isinstance(cluster, dict) and len(cluster) == 1:
                 ((job, addresses),) = cluster.items()
-                return job in ("worker", "chief", "master") and len(addresses) == 1
+                alone = isinstance(addresses, list) and len(addresses) == 1
+                return alone and job in ("worker", "chief", "master")
     return False
 
 
@@ -130,6 +131,12 @@ def answers(address):
         return False
 
 
+def check_workers(number):
+    """Raise ValueError if a process has too many workers; number: None is one a core."""
+    if (number or usable_cores()) > WORKERS_EACH:
+        raise ValueError(f"a process of a cluster has at most {WORKERS_EACH} --num-workers")
+
+
 def cluster_member(given):
     """Return the `Cluster` that TF_CONFIG describes, or None if it is not set.
 
@@ -145,8 +152,8 @@ def cluster_member(given):
     try:
         member = described(text)
         check_port(member)
-        if (given.get("num_workers") or usable_cores()) > WORKERS_EACH:
-            raise ValueError(f"a process of a cluster has at most {WORKERS_EACH} --num-workers")
+        if member.job != "ps":
+            check_workers(given.get("num_workers"))
     except ValueError as error:
         fail(error)
     return member

@@ -8,7 +8,7 @@ import sys
 import time
 
 from cluster.chief import ChiefNetwork, ChiefSupervisor
-from cluster.config import split_address
+from cluster.config import check_workers, split_address
 from cluster.link import PATIENCE, Held, Link, Lost, attended
 from cluster.network import RemoteNetwork
 from cluster.parameters import Board
@@ -16,7 +16,7 @@ from cluster.server import start_server
 from runtime.actors import new_actors, start_actors
 from runtime.command_line import option, shown
 from runtime.graph import load_tensorflow
-from runtime.launch import Launch, Starting
+from runtime.launch import Launch, Starting, user_errors
 from runtime.output import OutputThread
 from runtime.supervisor import stop_workers
 
@@ -46,10 +46,15 @@ def serve(cluster, signals):
                 time.sleep(0.5)
 
         attended(watch, link, lines)
-        lines.append(f"the chief has ended the run: {link.ended}")
-        time.sleep(LINGER)
     except KeyboardInterrupt:
-        lines.append("this parameter server ends; what it held is lost but for the last checkpoint")
+        lines.append(
+            "this parameter server stops: updates since the chief's last checkpoint are lost"
+        )
+    else:
+        lines.append(f"the chief has ended the run: {link.ended}")
+        with contextlib.suppress(KeyboardInterrupt):
+            time.sleep(LINGER)
+    signals.starting = False  # a second signal changes nothing
     output.end()
     return signals.status()
 
@@ -64,6 +69,12 @@ class ChiefLaunch(Launch):
         """cluster: the `Cluster`; the other arguments are those of `Launch`."""
         self.cluster = cluster
         super().__init__(*how)
+
+    def find_settings(self):
+        """Return the settings, as `Launch.find_settings`; a resumed run may have more workers."""
+        settings = super().find_settings()
+        check_workers(settings.num_workers)
+        return settings
 
     def global_network(self, session):
         """Return the global network, on the parameter servers."""
@@ -92,7 +103,8 @@ class WorkerLaunch(Starting):
             start_server(self.cluster)
             self.joined, self.chiefs = join(self.cluster, self.notices)
             chiefs = json.loads(self.chiefs)
-            self.settings = worker_settings(self.Settings, chiefs, self.given, self.notices)
+            with user_errors():
+                self.settings = worker_settings(self.Settings, chiefs, self.given, self.notices)
         except KeyboardInterrupt:
             sys.exit(self.signals.status())
         return self
@@ -104,7 +116,8 @@ class WorkerLaunch(Starting):
 
     def start_actors(self, units, policy_units, ahead):
         """Start the actors; the arguments are those of `Launch.start_actors`."""
-        self.actors = new_actors(self.settings, units, policy_units, ahead)
+        with user_errors():
+            self.actors = new_actors(self.settings, units, policy_units, ahead)
         self.actors.started = self.joined * 10_000  # other games than any process before it played
         start_actors(self.actors, self.settings, first=self.cluster.first_worker())
         return self.actors
@@ -180,6 +193,10 @@ def worker_settings(Settings, chiefs, given, lines):
     lines: list, to which this adds a line for each setting that the user gave otherwise.
     """
     own = dict(num_workers=given.get("num_workers"), render="never")
+    unknown = chiefs.keys() - {field.name for field in dataclasses.fields(Settings)}
+    if unknown:
+        names = ", ".join(sorted(unknown))
+        raise ValueError(f"the chief's program is of another version: it has the settings {names}")
     settings = dataclasses.replace(Settings(**chiefs), **own)
     for name, value in given.items():
         if name in chiefs and value != chiefs[name]:

@@ -33,9 +33,10 @@ def leaving():
     It cannot be shut down, and threads may be waiting for an answer that never comes.
     """
     try:
-        yield
-    except KeyboardInterrupt as end:  # a signal before the run had anything to end
-        sys.exit(status_of(end.args))
+        try:
+            yield
+        except KeyboardInterrupt as end:  # a signal before the run had anything to end
+            sys.exit(status_of(end.args))
     except BaseException as end:
         if not serving:
             raise

@@ -30,13 +30,16 @@ class EventFile:
 
     def __init__(self, folder, agent_steps, games):
         """agent_steps, games: those played before."""
-        self.path = folder / f"events.out.tfevents.{len(list(folder.glob('*tfevents*'))):04}"
+        numbers = [path.suffix[1:] for path in folder.glob("events.out.tfevents.*")]
+        number = max((int(text) + 1 for text in numbers if text.isdecimal()), default=0)
+        self.path = folder / f"events.out.tfevents.{number:04}"
         self.length, self.games = 0, games
         self.unwritten = [tf.Event(file_version="brain.Event:2", wall_time=time.time())]
         if agent_steps:  # TensorBoard forgets the other files' events from there on
             resumed = tf.Event(step=agent_steps + 1, wall_time=time.time())
             resumed.session_log.status = resumed.session_log.START
             self.unwritten.append(resumed)
+        self.headers = len(self.unwritten)
 
     def write(self, episodes, measured):
         """Append new games and measured figures. On OSError nothing is lost: the next call writes.
@@ -47,15 +50,16 @@ class EventFile:
         """
         new = episodes[self.games :]
         self.games += len(new)
+        figures = list(measured)
         for e in new:
             score = {"game/score": e.score, "game/running_score": e.running_score}
-            measured = [*measured, (e.agent_steps, score)]
-        for step, numbers in sorted(measured, key=lambda figures: figures[0]):
+            figures.append((e.agent_steps, score))
+        for step, numbers in sorted(figures, key=lambda figure: figure[0]):
             event = tf.Event(step=step, wall_time=time.time())
             for name, number in numbers.items():
                 event.summary.value.add(tag=name, simple_value=number)
             self.unwritten.append(event)
-        if measured or self.length and self.unwritten:
+        if len(self.unwritten) > (0 if self.length else self.headers):
             self.path.parent.mkdir(exist_ok=True)
             self.path.touch()
             records = [tf_record(event.SerializeToString()) for event in self.unwritten]

@@ -118,8 +118,9 @@ def make_callable(session, fetches, feeds, seconds=None):
     tensors = [fetch for fetch in fetches if isinstance(fetch, tf.Tensor)]
     operations = [fetch for fetch in fetches if not isinstance(fetch, tf.Tensor)]
     if not hasattr(session, "_make_callable_from_options"):
-        run = session.make_callable(tensors + operations, feeds)
-        return lambda *values: run(*values)[: len(tensors)]
+        run = session.make_callable(tensors + operations, feeds, accept_options=True)
+        how = tf.RunOptions(timeout_in_ms=1000 * (seconds or 0))  # 0: none
+        return lambda *values: run(*values, options=how)[: len(tensors)]
     from tensorflow.core.protobuf import config_pb2
 
     options = config_pb2.CallableOptions(

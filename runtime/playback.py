@@ -25,7 +25,7 @@ import pong_actor
 from pong_actor import Player, PolicyWeights, Pong, make_env
 from preprocessing import SCREEN_SHAPE
 from runtime import checkpoints
-from runtime.actors import ActorDied, PongActor, no_window, screens
+from runtime.actors import ActorDied, PongActor, ScreenHangs, no_window, screens
 from runtime.command_line import fail
 from runtime.cores import usable_cores
 from runtime.display import TerminalView
@@ -170,6 +170,8 @@ def play_in_window(actor, epsilon, game, console):
         for number in itertools.count(1):
             won, lost, _, _ = play_game(actor, epsilon)
             console.print(game_line(number, won, lost))
+    except ScreenHangs as death:
+        raise Failed(str(death)) from None
     except ActorDied as death:
         if death.status < 0:
             raise Failed(f"the emulator died ({death})") from None

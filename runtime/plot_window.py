@@ -8,6 +8,7 @@ It prints a line each time it is about to ask the screen for something or has go
 that begins with "!" is for the user. Its standard input asks it to draw now, or ends with the run.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -61,7 +62,8 @@ def main():
             pyplot.close(figure)
         elif asked or time.monotonic() > due:
             began = time.monotonic()
-            plot.update(read_curve(folder)[1])
+            with contextlib.suppress(OSError, ValueError):  # the folder is away for a while
+                plot.update(read_curve(folder)[1])
             figure.canvas.draw()
             now = time.monotonic()
             due = now + max(REDRAWN_EVERY, (now - began) / SHARE)

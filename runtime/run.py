@@ -147,10 +147,11 @@ class Run:
     def add_game(self, T, worker, score, reward):
         """Add a game that ended to the curve; the caller holds the lock."""
         # a game that ends after --until-score was reached could take the running score back
-        over = self.stopped_because and self.settings.until_score is not None
+        until = self.settings.until_score
+        last = self.episodes[-1] if self.episodes else None
+        over = last and until is not None and last.running_score >= until
         if len(self.episodes) >= self.settings.max_global_episodes or over:
             return
-        last = self.episodes[-1] if self.episodes else None
         self.episodes.append(
             Episode(
                 episode=len(self.episodes),

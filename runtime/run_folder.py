@@ -267,6 +267,9 @@ class RunFolder:
                     self._write_curve(episodes)
                 else:
                     self._append(episodes[self.rows :])
+        if "config.json" in self.unwritten:
+            with self._if_possible("config.json"):
+                self._write_config(self.about)
         if plot_now or time.monotonic() - self.plotted > self.PLOTTED_EVERY:
             self.plotted = time.monotonic()
             with self._if_possible("reward.png", Exception):  # Matplotlib's may be any
@@ -282,6 +285,8 @@ class RunFolder:
         if theirs or not self.path.exists():  # another run may have begun there since
             self.path = self.home = another_path(self.home)
             self.best = -math.inf
+            if self.events:
+                self.begin_events(0, 0)
             line = f"the run's folder {before} is gone: a new one, {self.path}, has the whole curve"
             self.notices.append(line)
         if not (self.path / "lock").exists():
@@ -315,6 +320,8 @@ class RunFolder:
             with self._if_possible("the best checkpoint"):
                 checkpoints.save(folder / "best.npz", checkpoint)
                 self.best = score
+        else:  # one that could not be written is the best no more
+            self.unwritten.discard("the best checkpoint")
         return "a checkpoint" not in self.unwritten
 
     def _steps(self):

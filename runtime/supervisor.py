@@ -39,7 +39,7 @@ class Supervisor:
         self.output, self.window, self.signals = output, window, signals
         self.autosave = 60 * run.settings.autosave_minutes  # seconds
         self.saved, self.late = time.monotonic(), False
-        self.kept = False  # whether the last checkpoint was written
+        self.failed = False  # whether a fault ended the run, or its last checkpoint is missing
         folder.begin_events(run.agent_steps, len(run.episodes))
         run.start()
         run.look_at_limits()
@@ -74,7 +74,12 @@ class Supervisor:
             checkpoint = run.globalnet.snapshot(run, self.workers, last=True)
             self.actors.close()
             self.folder.write(run.episodes, run.take_measured(), plot_now=True)
-            self.kept = checkpoint and self.keep(checkpoint)
+            kept = checkpoint and self.keep(checkpoint)
+            if run.failure:
+                run.notices.append(Complaint(run.failure))
+            if not kept:
+                run.notices.append(Complaint(not_kept(self.folder.path)))
+            self.failed = bool(run.failure) or not kept
             self.display = None
             self.output.show(None)
         return [thread for thread in threads if not thread.is_alive()]
@@ -131,19 +136,12 @@ class Supervisor:
         games, steps = f"{len(run.episodes):,} games", f"{run.agent_steps:,} steps"
         played = f"{games}, {steps} in {duration(run.seconds())}"
         notices.append(f"{run.stopped_because}: {played}; curve in {path}/reward.png")
-        status = self.signals.status()
-        if run.failure:
-            notices.append(Complaint(run.failure))
-            status = 1
-        if not self.kept:
-            notices.append(Complaint(not_kept(path)))
-            status = 1
         if self.window and set(self.signals) <= {signal.SIGINT}:
             self._leave_standing()
         if self.window:
             self.window.close()
         self.output.end()
-        return status
+        return 1 if self.failed else self.signals.status()
 
     def _leave_standing(self):
         """Show the final plot, as the chapter does, until it is closed or a signal comes."""
@@ -171,10 +169,15 @@ def stop_workers(threads, actors):
 
     A thread that waits for an answer from another machine is left where it is.
     """
-    deadline = time.monotonic() + 1
-    for thread in threads:
-        thread.join(max(0, deadline - time.monotonic()))
+    join_within(1, threads)
     for thread in threads:
         if thread.is_alive():
             actors[thread.name].close()
-        thread.join(5)
+    join_within(5, threads)
+
+
+def join_within(seconds, threads):
+    """Wait for threads to end, so many seconds at most for all together."""
+    deadline = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0, deadline - time.monotonic()))

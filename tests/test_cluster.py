@@ -1,6 +1,7 @@
 """A run over several processes and hosts: the real script, its real servers, real kills."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -10,14 +11,17 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
-from program import FAILS_WHEN_TOLD, SCRIPT, wait_until
+from program import FAILS_WHEN_TOLD, HANGS, ROOT, SCRIPT, wait_until
 from test_resume import newest, rows_of
 
-from cluster.config import described, split_address
+import a3c_pong
+from cluster.config import cluster_member, described, split_address
+from cluster.launch import worker_settings
 
 EXACT = "--num-workers", "1", "--seed", "5", "--render", "never"
 
@@ -58,6 +62,7 @@ def test_a_description_is_read():
         (config(worker=["h:http"]), "HOST:PORT, not 'h:http'"),
         (config(worker=[5]), "HOST:PORT, not 5"),
         (config(worker=["h:1"]), "h:1 is there twice"),
+        (json.dumps(dict(cluster=dict(chief=None), task={})), "chief must be a list of addresses"),
         (config("master"), "not 'master'"),
         (config("worker", 2), "no worker 2: there are 2, numbered from 0"),
         (config("worker", -1), "no worker -1"),
@@ -73,14 +78,48 @@ def test_a_wrong_description_gets_one_line_that_says_what_is_wrong(text, words):
     assert "\n" not in str(error.value) and str(error.value).startswith("TF_CONFIG")
 
 
+def test_workers_are_limited_where_a_process_has_some(monkeypatch, tmp_path):
+    for job in "ps", "chief":
+        monkeypatch.setenv("TF_CONFIG", config(job, **{job: [f"h:{free_port()}"]}))
+        if job == "ps":
+            assert cluster_member({"num_workers": 101}).job == "ps"
+        else:
+            with pytest.raises(SystemExit, match="2"):
+                cluster_member({"num_workers": 101})
+
+
+def test_a_chief_of_another_version_is_named():
+    chiefs = dataclasses.asdict(a3c_pong.Settings()) | {"new": 1, "newer": 2}
+    with pytest.raises(ValueError, match="another version: it has the settings new, newer$"):
+        worker_settings(a3c_pong.Settings, chiefs, {}, [])
+
+
+def test_a_process_with_a_server_ends_at_once_after_a_signal():
+    source = """if True:
+        import signal, threading
+        from cluster import server
+        server.serving = True
+        threading.Thread(target=threading.Event().wait).start()  # as a thread that never ends
+        with server.leaving():
+            raise KeyboardInterrupt(signal.SIGINT)"""
+    command = [sys.executable, "-c", source]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=HANGS)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"", b"")
+
+
 @pytest.mark.slow
-def test_the_script_says_it_on_one_line_with_status_2(start):
+def test_the_script_says_it_on_one_line_with_status_2(start, tmp_path):
+    settings = dataclasses.asdict(a3c_pong.Settings(num_workers=101))
+    many = tmp_path / "many"
+    many.mkdir()
+    (many / "config.json").write_text(json.dumps(dict(settings=settings)))
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         runs = {
             start(TF_CONFIG="{"): "TF_CONFIG is not JSON",
             start(TF_CONFIG=config(ps=[f"h:{port}"])): f"port {port} of this machine: it is in use",
             start("--num-workers", "101", TF_CONFIG=config("chief")): "at most 100 --num-workers",
+            start("--resume", str(many), TF_CONFIG=config("chief")): "at most 100",
         }
         for run, words in runs.items():
             assert run.wait() == 2

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import importlib.util
+import json
 import os
 import pathlib
 import pty
@@ -234,6 +235,20 @@ def test_a_plot_with_an_open_dialog_stops_nothing_and_one_that_hangs_is_given_up
 
 
 @pytest.mark.slow
+def test_a_plot_stands_while_its_curve_cannot_be_read(screen, tmp_path):
+    if not HAS_TKINTER:
+        pytest.skip("Python has no tkinter")
+    about = json.dumps(dict(title="a plot", shift=0))
+    command = [sys.executable, "-m", "runtime.plot_window", str(tmp_path), about]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
+    with subprocess.Popen(command, env=os.environ | {"DISPLAY": screen.name}, **pipes) as window:
+        lines = [window.stdout.readline() for _ in range(4)]
+        window.stdin.close()  # the run ends
+        assert window.wait(HANGS) == 0
+    assert lines == [b"asks the screen\n"] + 3 * [b"answers\n"]
+
+
+@pytest.mark.slow
 def test_a_screen_that_does_not_answer_is_said_and_the_run_begins(start, tmp_path):
     folder = tmp_path / "screen"
     folder.mkdir()
@@ -241,6 +256,8 @@ def test_a_screen_that_does_not_answer_is_said_and_the_run_begins(start, tmp_pat
     agent = tmp_path / "agent"
     save_agent(agent)
     try:
+        playing = start("--play", str(agent), DISPLAY=screen.name)
+        assert wait_until(lambda: "playing" in playing.out)
         screen.process.send_signal(signal.SIGSTOP)
         run = start("--num-workers", "1", "--max-global-episodes", "1", DISPLAY=screen.name)
         play = start("--play", str(agent), DISPLAY=screen.name)
@@ -253,6 +270,8 @@ def test_a_screen_that_does_not_answer_is_said_and_the_run_begins(start, tmp_pat
         assert line in play.err
         assert refused.wait() == 2
         assert "no window can be opened on DISPLAY=:8888, and" in refused.err
+        assert playing.wait() == 1
+        assert playing.err == "a3c_pong.py: its screen does not answer\n"
     finally:
         screen.process.kill()
         screen.process.wait()

@@ -7,16 +7,19 @@ import pathlib
 import random
 import shutil
 import signal
+import sys
 import time
 
 import numpy as np
 import pytest
+from in_process import InProcess
 from program import HEADER, ROOT, fill, save_agent, wait_until
 
 import a3c_pong
 from runtime import checkpoints
 from runtime.checkpoints import Checkpoint
 from runtime.curve import Episode
+from runtime.events import EventFile
 from runtime.run_folder import RunFolder
 
 EXACT = "--num-workers", "1", "--seed", "5", "--render", "never", "--beta-power", "2"
@@ -201,14 +204,16 @@ def test_a_folder_that_is_moved_during_the_run_is_made_anew_with_all_of_it(start
 
     run.rename(program.folder / "moved again")
     run.mkdir()
-    for name in "lock", "scores.csv":  # another run begins there
+    (run / "events").mkdir()
+    theirs = "lock", "scores.csv", f"events/{max((moved / 'events').iterdir()).name}"
+    for name in theirs:  # another run begins there
         (run / name).write_text("another's")
     other, kept = program.folder / "run_2", steps_kept(program.folder / "moved again")
     assert wait_until(lambda: steps_kept(other) > kept)
     program.signal(signal.SIGTERM)
     assert program.wait() == 0 and program.err == ""
-    assert sorted(path.name for path in run.iterdir()) == ["lock", "scores.csv"]
-    assert (run / "scores.csv").read_text() == "another's"
+    assert sorted(path.name for path in run.iterdir()) == ["events", "lock", "scores.csv"]
+    assert all((run / name).read_text() == "another's" for name in theirs)
     for folder in run, other:
         line = f"the run's folder {run} is gone: a new one, {folder}, has the whole curve"
         assert program.out.count(line) == 1
@@ -311,6 +316,19 @@ def test_a_checkpoint_that_cannot_be_taken_is_said_and_tried_again(start):
     program.signal(signal.SIGTERM)
     assert program.wait() == 0
     assert program.out.count("no checkpoint could be taken") == 1 and program.err == ""
+
+
+def test_an_actor_that_cannot_be_started_again_costs_no_checkpoint(monkeypatch):
+    with InProcess(a3c_pong.Settings(seed=1)) as launch:
+        run, (worker,) = launch.build()
+        worker.begin()
+        monkeypatch.setattr(sys, "executable", "/nowhere/python")
+        worker.actor.process.kill()
+        worker.work()
+        with pytest.raises(FileNotFoundError, match="/nowhere/python"):
+            run.coordinator.join()
+        checkpoint = run.globalnet.snapshot(run, [worker], last=True)
+        assert checkpoint.about["workers"]["W_0"]["score"] == 0
 
 
 @pytest.mark.slow
@@ -567,6 +585,44 @@ def test_no_row_is_torn_where_the_disk_is_full(small_disk):
     fill(filler)
     folder.write(episodes + episodes[:1000])
     assert len(notices) == 2  # it had been possible in between
+
+
+def test_settings_that_a_full_disk_kept_from_config_json_are_written_later(small_disk):
+    notices, filler = [], small_disk / "filler"
+    folder = RunFolder.new(small_disk / "run", {"run_dir": "run", "max_steps": 5}, {}, notices)
+    fill(filler)
+    folder.resume(None, {"run_dir": "run", "max_steps": 7}, {}, [], 0)
+    assert folder.config()["settings"]["max_steps"] == 5
+    filler.unlink()
+    folder.write([])
+    assert folder.config()["settings"]["max_steps"] == 7
+    assert len(folder.config()["resumed"]) == 1
+    fill(filler)
+    folder.write([Episode(k, "W_0", k, k / 7, -21, -40.0, -20.5, -39.5) for k in range(3000)])
+    assert len(notices) == 2  # it had been possible in between
+
+
+def test_events_that_cannot_be_written_are_told_once_and_kept(tf, tmp_path):
+    notices = []
+    folder = RunFolder.new(tmp_path / "run", {"run_dir": "run"}, {}, notices)
+    folder.begin_events(0, 0)
+    events = folder.path / "events"
+    events.touch()  # where the folder should be
+    for step in range(3):
+        folder.write([], [(step, {"figure": step})])
+        folder.write([])
+    assert len(notices) == 1 and "cannot write events" in notices[0]
+    events.unlink()
+    folder.write([])
+    assert [event.step for event in events_of(folder.path)] == [0, 1, 2]
+
+
+def test_a_new_event_file_has_the_number_after_the_last(tf, tmp_path):
+    for number in range(3):
+        assert EventFile(tmp_path, 0, 0).path.suffix == f".000{number}"
+        EventFile(tmp_path, 0, 0).write([], [(number, {"figure": number})])
+    (tmp_path / "events.out.tfevents.0000").unlink()
+    assert EventFile(tmp_path, 0, 0).path.suffix == ".0003"
 
 
 @pytest.mark.slow

@@ -122,6 +122,14 @@ def test_no_game_takes_back_the_score_that_stopped_the_run(tf):
     assert [episode.score for episode in run.episodes] == [-5] and run.agent_steps == 200
 
 
+def test_a_game_that_ends_after_a_signal_is_in_the_curve(tf):
+    settings = Settings(until_score=-10.0)
+    run = Run(settings, GlobalNetwork(None, settings))
+    run.stop("Ctrl-C")
+    run.count(100, ("W_0", -21, -21))
+    assert [episode.score for episode in run.episodes] == [-21]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)]
@@ -284,10 +292,13 @@ def test_a_killed_run_leaves_no_actor_and_no_shared_memory(start):
 def test_an_exception_in_a_worker_ends_the_run_and_leaves_its_curve(start):
     run = start("--num-workers", "2", program=("-c", FAILS_WHEN_TOLD))
     assert wait_until(run.games)
+    assert not (run.folder / "run" / "checkpoints").exists()
+    (run.folder / "run" / "checkpoints").touch()  # so that no checkpoint can be written
     (run.folder / "fail").touch()
     assert run.wait() == 1
     assert "Traceback" in run.err
     assert run.err.splitlines()[-1] == "ZeroDivisionError: division by zero"
+    assert "the last checkpoint was not written to" in run.err
     assert len(run.rows()) >= 1
     assert min(run.curves()) > 5
     assert run.actors() == []
