@@ -58,44 +58,56 @@ class PolicyWeights(NamedTuple):
     head_bias: np.ndarray  # [actions] float32
 
 
+class Sizes(NamedTuple):
+    """The sizes of the arrays that an actor and its worker share."""
+
+    max_steps: int  # of the longest rollout
+    inputs: int  # of a state
+    units: int  # hidden units of all networks, the kernel's columns
+    hidden: int  # hidden units of the policy
+    actions: int
+
+
 class SharedMemory:
     """Memory that worker and actor share: the policy's weights, and the last rollout's arrays.
 
     It belongs to no file and has no name. It is freed with the two processes, however they end.
     """
 
-    def __init__(self, file_descriptor, max_steps, inputs, units, hidden, actions):
-        """Map the memory of a file descriptor, and give it its size.
-
-        Args:
-            file_descriptor: an int.
-            max_steps: the steps of the longest rollout.
-            inputs: the inputs of a state.
-            units: the hidden units of all networks, in the kernel's columns.
-            hidden, actions: the units of the policy's two layers.
-        """
-        arrays = [
-            ((inputs, units), np.float32), ((hidden,), np.float32),
-            ((hidden, actions), np.float32), ((actions,), np.float32),
-            ((max_steps,), np.int32), ((max_steps,), np.float32),
-            ((inputs,), np.int32), (((max_steps + 1) * inputs,), np.uint8),
-            ((STATE_SIZE,), np.uint8),
-        ]  # fmt: skip
-        sizes = [math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays]
-        os.ftruncate(file_descriptor, sum(sizes))
-        memory, views, offset = mmap.mmap(file_descriptor, sum(sizes)), [], 0
-        for (shape, dtype), size in zip(arrays, sizes):
-            views.append(np.frombuffer(memory, np.uint8, size, offset).view(dtype).reshape(shape))
-            offset += size
-        self.policy = PolicyWeights(*views[:4])
-        self.actions, self.rewards, self.rows, self.states, self.saved = views[4:]
+    def __init__(self, file_descriptor, sizes):
+        """Map the memory of a file descriptor, an int, and give it its size; sizes: `Sizes`."""
+        max_steps, inputs, units, hidden, actions = sizes
+        arrays = dict(
+            kernel=((inputs, units), np.float32),
+            bias=((hidden,), np.float32),
+            head_kernel=((hidden, actions), np.float32),
+            head_bias=((actions,), np.float32),
+            actions=((max_steps,), np.int32),
+            rewards=((max_steps,), np.float32),
+            rows=((inputs,), np.int32),
+            states=(((max_steps + 1) * inputs,), np.uint8),
+            saved=((STATE_SIZE,), np.uint8),
+        )
+        size = sum(math.prod(shape) * dtype().itemsize for shape, dtype in arrays.values())
+        os.ftruncate(file_descriptor, size)
+        memory = mmap.mmap(file_descriptor, size)
+        views, offset = {}, 0
+        for name, (shape, dtype) in arrays.items():
+            flat = np.frombuffer(memory, dtype, math.prod(shape), offset)
+            views[name] = flat.reshape(shape)
+            offset += flat.nbytes
+        self.policy = PolicyWeights(*(views[name] for name in PolicyWeights._fields))
+        self.actions, self.rewards = views["actions"], views["rewards"]
+        self.rows, self.states = views["rows"], views["states"]
+        self.saved = views["saved"]  # a game's state
 
     def write(self, rollout):
         """Copy a rollout's arrays; return the bytes with which `read` finds them."""
         steps, used = len(rollout.actions), len(rollout.rows)
         self.actions[:steps], self.rewards[:steps] = rollout.actions, rollout.rewards
         self.rows[:used], self.states[: (steps + 1) * used] = rollout.rows, rollout.states.ravel()
-        return struct.pack("iibbi", steps, used, *rollout[4:])
+        ends = rollout.terminal, rollout.truncated
+        return struct.pack("iibbi", steps, used, *ends, rollout.next_action)
 
     def read(self, message):
         """Return the `Rollout` written last; its arrays are valid until the next one is written."""
@@ -187,9 +199,9 @@ class Pong:
         self.ale.getScreen(self.screen)
         return active_pixels(self.screen)
 
-    # A sticky action repeats the action before it, which is the only thing that the emulator's own
-    # copy of its state lacks. So `save` adds what the emulator would play next, and `restore` tries
-    # the actions until it would play the same.
+    # With sticky actions the emulator may repeat the action before. Its saved state lacks that
+    # action. So `save` adds a digest of the next states, and `restore` tries each action until the
+    # digest is the same.
 
     def save(self):
         """Return the state of the game: (dict that JSON can hold, the emulator's bytes)."""
@@ -385,11 +397,11 @@ def main():
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides
         signal.signal(number, signal.SIG_IGN)
-    np.seterr(all="ignore")  # a network that diverges: the main process says so
+    np.seterr(all="ignore")  # the main process reports a diverged network
     gc.disable()  # nothing here makes cycles of references, and the search for them takes time
     options = json.loads(sys.argv[1])
     connection = socket.socket(fileno=options["connection"])
-    shared = SharedMemory(options["memory"], *options["sizes"])
+    shared = SharedMemory(options["memory"], Sizes(*options["sizes"]))
     emulator_seed, policy_seed = np.random.SeedSequence(options["seed"]).generate_state(2).tolist()
     if options["window"]:
         connection.send(b"window")  # from here on the screen must answer
@@ -399,7 +411,7 @@ def main():
     player = Player(pong, shared.policy, policy_seed, options["ahead"])
 
     def parent_is_gone():
-        """Return whether the parent is gone, in a window, where a rollout takes seconds."""
+        """Return whether the parent has ended. Only a window's rollouts are long enough to ask."""
         return options["window"] and select.select([connection], [], [], 0)[0]
 
     with contextlib.suppress(OSError):  # the parent is gone

@@ -1,9 +1,9 @@
 """A Pong frame -> the network's input.
 
 `preprocessing_image` is the chapter's function and the specification: an RGB frame becomes a vector
-of 6,400 zeros and ones. `active_pixels` is what plays. It gives the same vector as the sorted
-indices of its ones, from the emulator's palette-index screen. To read that screen takes 1 us, the
-RGB screen 20, and only some 20 to 40 of the 6,400 pixels are ones.
+of 6,400 zeros and ones. The actors use `active_pixels`. It gives the same vector as the sorted
+indices of its ones, from the emulator's palette-index screen. Reading that screen takes 1 us, and
+reading the RGB screen 20 us. Only 20 to 40 of the 6,400 pixels are ones.
 """
 
 import numpy as np
@@ -18,8 +18,8 @@ COURT = slice(35, 195, 2), slice(None, None, 2)
 ERASED_COLOURS = (0, 1, 34, 48, 128, 144, 160, 176, 192, 206, 228)
 IS_INK = np.array([index not in ERASED_COLOURS for index in range(256)])
 
-# During play nearly all of the court is colour 34. So words of 8 screen pixels, 4 of the network's,
-# are compared with it first, and only the few that differ are looked at pixel by pixel.
+# During play nearly all of the court is colour 34. So 8 screen pixels, 4 of the network's, are
+# compared with it at once. Only the few words that differ are examined pixel by pixel.
 EMPTY_WORD = np.uint64(0x2222222222222222)
 # [1600, 4]: word of the court -> its pixels of the input
 PIXELS_OF_WORD = np.arange(INPUT_SIZE).reshape(-1, 4)

@@ -1,4 +1,4 @@
-"""The global network as a cluster's chief sees it, who begins the run and numbers the games."""
+"""The chief's side of the global network: it begins the run, numbers the games and saves."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ from runtime.supervisor import Supervisor
 
 
 class ChiefNetwork(RemoteNetwork):
-    """The global network on parameter servers, as the chief sees it.
+    """The global network on parameter servers, for the chief.
 
     A thread of its own fetches T and the games that ended. If the parameter servers have lost the
     run, it brings them back to the last checkpoint.
@@ -103,7 +103,7 @@ class ChiefNetwork(RemoteNetwork):
                     self.collect()
                 except (Lost, Held):
                     with contextlib.suppress(Lost, Held):
-                        if self.link.state()[0] != self.link.incarnation:
+                        if self.link.state().incarnation != self.link.incarnation:
                             self._send_again()
 
     def collect(self):

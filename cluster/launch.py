@@ -9,7 +9,7 @@ import time
 
 from cluster.chief import ChiefNetwork, ChiefSupervisor
 from cluster.config import check_workers, split_address
-from cluster.link import PATIENCE, Held, Link, Lost, attended
+from cluster.link import Held, Link, Lost, attended
 from cluster.network import RemoteNetwork
 from cluster.parameters import Board
 from cluster.server import start_server
@@ -41,8 +41,7 @@ def serve(cluster, signals):
         def watch():
             while not link.over():
                 with contextlib.suppress(Lost, Held):
-                    incarnation, _, _, link.ended, age = link.state()
-                    link.chief_missing = not link.ended and (not incarnation or age > PATIENCE)
+                    link.state()
                 time.sleep(0.5)
 
         attended(watch, link, lines)
@@ -137,7 +136,7 @@ class WorkerLaunch(Starting):
         self.notices.append(f"{task} trains with {names}; games and curve are the chief's")
 
     def supervisor(self, run, workers):
-        """Return what stands for the supervisor here."""
+        """Return the `Follower`, this process' supervisor."""
         return Follower(run, self.actors, self.signals)
 
 
@@ -152,7 +151,7 @@ class Follower:
         run = self.run
         while not run.coordinator.wait_for_stop(0.25):
             if self.signals:
-                run.stop(f"{self.signals.name()}: this worker leaves, the others go on")
+                run.stop(f"{self.signals.name()}: this worker leaves, the others continue")
             run.look_at_limits()
             run.notices.extend(run.globalnet.link.notices())
         stop_workers(threads, self.actors)
@@ -200,6 +199,6 @@ def worker_settings(Settings, chiefs, given, lines):
     settings = dataclasses.replace(Settings(**chiefs), **own)
     for name, value in given.items():
         if name in chiefs and value != chiefs[name]:
-            line = f"{option(name)} is the chief's to say: it is {shown(chiefs[name])}"
-            lines.append(f"{line}, not {shown(value)}")
+            line = f"{option(name)} {shown(value)} is ignored"
+            lines.append(f"{line}: the chief's value is {shown(chiefs[name])}")
     return settings

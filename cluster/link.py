@@ -1,8 +1,9 @@
-"""A process' session with the parameter servers, which outlives them."""
+"""A process' connection to the parameter servers. It reconnects after they restart."""
 
 import contextlib
 import threading
 import time
+from typing import NamedTuple
 
 from cluster.config import answers
 from cluster.server import kept
@@ -14,11 +15,21 @@ class Lost(Exception):
 
 
 class Held(Exception):
-    """The parameter servers refuse a call: the caller's incarnation is not at work."""
+    """The parameter servers refuse a call: the caller's incarnation is not being trained."""
 
 
 CALL_SECONDS = 60  # the time-out of a call; a link that is cut for seconds does not reach it
 PATIENCE = 10  # seconds without a sign of the chief, after which workers wait for it
+
+
+class State(NamedTuple):
+    """A run's state, as the parameter servers have it."""
+
+    incarnation: int = 0  # 0: no run has begun
+    T: int = 0
+    T_max: int = 0
+    ended: str = ""  # why the run is over; "": it is not
+    age: float = 0.0  # seconds since the chief's last sign
 
 
 class Link:
@@ -74,14 +85,15 @@ class Link:
             return self.session, self.callables
 
     def state(self):
-        """Return (incarnation, T, T_max, ended, seconds since the chief's last sign).
-
-        incarnation is 0 if no run has begun.
-        """
-        if not self.call("ready")[0]:
-            return 0, 0, 0, "", 0.0
-        incarnation, T, T_max, ended, age = self.call("state")
-        return int(incarnation), int(T), int(T_max), ended.decode(), float(age)
+        """Return the run's `State`; note whether it has ended, or its chief is missing."""
+        state = State()
+        if self.call("ready")[0]:
+            incarnation, T, T_max, ended, age = self.call("state")
+            state = State(int(incarnation), int(T), int(T_max), ended.decode(), float(age))
+        self.ended = state.ended
+        silent = not state.incarnation or state.age > PATIENCE
+        self.chief_missing = silent and not state.ended
+        return state
 
     def over(self):
         """Return whether this process is done: the run is over, or another one has begun."""
@@ -92,13 +104,12 @@ class Link:
         with self.lock:
             while not self.over():
                 with contextlib.suppress(Lost, Held):
-                    incarnation, T, T_max, self.ended, age = self.state()
-                    self.chief_missing = not self.ended and (not incarnation or age > PATIENCE)
-                    if not self.ended and not self.chief_missing and T < T_max:
-                        if incarnation != self.incarnation:
+                    state = self.state()
+                    if not self.ended and not self.chief_missing and state.T < state.T_max:
+                        if state.incarnation != self.incarnation:
                             (settings,) = self.call("settings")
                             self.other_run = self.settings not in (None, settings)
-                            self.settings, self.incarnation = settings, incarnation
+                            self.settings, self.incarnation = settings, state.incarnation
                         return
                 time.sleep(0.1)
 
@@ -128,7 +139,7 @@ class Link:
         if missing == self.told:
             return []
         self.told = missing
-        return [f"waiting for {missing}" if missing else "all are there: going on"]
+        return [f"waiting for {missing}" if missing else "all processes answer: training continues"]
 
 
 def attended(work, link, lines):

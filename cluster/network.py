@@ -1,4 +1,4 @@
-"""The global network on parameter servers, as one process of a cluster sees it.
+"""The global network on parameter servers, for one process of a cluster.
 
 It has the interface of `runtime.global_network.GlobalNetwork`. `snapshot` and `restore` are the
 chief's alone (cluster/chief.py). The local copies are in this process, and with a Q method they
@@ -78,7 +78,7 @@ class RemoteNetwork(Schedule):
         return RemoteCopy(self.parameters.net, policy)
 
     def begin(self, run):
-        """Let the run's end be the link's. The chief has begun the run."""
+        """Have the link stop waiting when the run stops. The chief has begun the run."""
         self.link.stopped = run.coordinator.should_stop
 
     def count(self, steps, game):

@@ -9,7 +9,7 @@ from runtime.graph import tf
 
 
 class Board:
-    """What the processes of a cluster tell each other; variables on the first parameter server.
+    """Variables on the first parameter server, through which the processes exchange state.
 
     Each run that the chief begins or continues is an incarnation of the weights, with a number of
     its own. A process that reads a different incarnation number must discard everything computed
@@ -122,7 +122,7 @@ class Parameters(Board):
                 for name, v in self.by_name.items()]  # fmt: skip
 
     def _going(self):
-        """Return an operation that fails if the caller's incarnation is not at work."""
+        """Return an operation that fails if the caller's incarnation is not being trained."""
         going = tf.equal(self.incarnation.read_value(), self.mine)
         going &= tf.equal(self.ended.read_value(), "")
         going &= self.T.read_value() < self.T_max.read_value()

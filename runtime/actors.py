@@ -16,7 +16,7 @@ import threading
 import time
 
 import pong_actor
-from pong_actor import GIVE_STATE, MESSAGE_SIZE, REQUEST, SharedMemory
+from pong_actor import GIVE_STATE, MESSAGE_SIZE, REQUEST, SharedMemory, Sizes
 from preprocessing import INPUT_SIZE
 from runtime.command_line import fail
 from runtime.cores import allowed_cores, bind, usable_cores
@@ -55,15 +55,13 @@ class PongActor:
         Args:
             game: a `Game`.
             seed: list of ints >= 0, from which emulator and policy draw their randomness.
-            sizes: (longest rollout, inputs of a state, hidden units of all networks, and of the
-                policy's).
+            sizes: the `Sizes`.
             ahead: as for `Player`.
             window: None, or the `Window` that the emulator opens.
         """
-        sizes = *sizes, game.num_actions
         self.window, self.ready = window, False
         memory = anonymous_memory()
-        self.shared = SharedMemory(memory, *sizes)
+        self.shared = SharedMemory(memory, sizes)
         self.policy = self.shared.policy
         self.connection, childs_end = socket.socketpair()
         options = dict(game_env=game.game_env, seed=seed, sizes=sizes, ahead=ahead, window=window)
@@ -229,7 +227,7 @@ def new_actors(settings, units, policy_units, ahead):
     """
     game = pong_actor.game(settings.game_env)
     inputs = settings.frames * INPUT_SIZE
-    sizes = settings.global_iteration_update, inputs, units, policy_units
+    sizes = Sizes(settings.global_iteration_update, inputs, units, policy_units, game.num_actions)
     return Actors(game, settings.seed, sizes, ahead)
 
 
@@ -249,7 +247,7 @@ def start_actors(actors, settings, window=None, first=0):
     """
     in_window = settings.render in ("window", "auto")
     if in_window:
-        actors.no_window = why_no_window(actors, window)
+        actors.no_window = open_window(actors, window)
         in_window = not actors.no_window
         if actors.no_window and settings.render == "window":
             fail(f"--render window: {actors.no_window}")
@@ -266,7 +264,7 @@ def screens():
     return [f"{name}={os.environ[name]}" for name in names]
 
 
-def why_no_window(actors, window):
+def open_window(actors, window):
     """Start W_0's actor in a window; return None, or why that is not possible."""
     if not screens():
         return NO_SCREEN

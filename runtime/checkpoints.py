@@ -23,12 +23,12 @@ import numpy as np
 
 
 class Damaged(ValueError):
-    """A file that is no checkpoint that can be read; the message is a line for the user."""
+    """A file that is not a readable checkpoint; the message is a line for the user."""
 
 
 @dataclasses.dataclass
 class Checkpoint:
-    """A run at one moment, or what a file holds of it."""
+    """A run's state at one moment, in memory or read from a file."""
 
     arrays: dict  # name -> array
     about: dict  # what JSON can hold: method, settings, agent_steps, updates, games, seconds, ...

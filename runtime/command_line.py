@@ -168,7 +168,7 @@ class YesOrNo(argparse.Action):
 
 
 def reader(kind, none=None):
-    """Return a function that reads a setting of this kind; `none` is None if it may be."""
+    """Return a function that reads a setting of this kind. If it may, `none` becomes None."""
 
     def read(text):
         if none and text == "none":

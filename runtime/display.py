@@ -214,10 +214,10 @@ class TerminalView:
         if console.options.ascii_only:
             return f"the terminal's encoding is {console.encoding}, not UTF-8"
         if console.width < columns:
-            return f"the terminal has {console.width} columns, and it takes {columns}"
+            return f"the terminal has {console.width} columns, and the game needs {columns}"
         rows = cls.ROWS if console.width >= cls.COLUMNS else cls.ROWS + 1
         if console.height < rows:
-            return f"the terminal has {console.height} rows, and it takes {rows}"
+            return f"the terminal has {console.height} rows, and the game needs {rows}"
         return None
 
     def __enter__(self):

@@ -140,7 +140,7 @@ def new_params(inputs, heads, dtype, w_init=None):
 
 
 class Schedule:
-    """What a run has come to, and the numbers of an update that depend on it."""
+    """T and the recent score, from which the entropy's weight and the rates' factor follow."""
 
     T = 0  # the steps of all workers together
     lost = 1.0  # (21 - recent score) / 42, from 0 to 1
@@ -150,7 +150,7 @@ class Schedule:
         return self.settings.beta * self.lost**self.settings.beta_power
 
     def rate_now(self):
-        """Return what the learning rates are multiplied by, 0 to 1."""
+        """Return the factor of the learning rates, 0 to 1."""
         annealed = self.T / self.settings.anneal_steps if self.settings.anneal_steps else 0
         # without a least value the rates would be 0 once every point is won
         fallen = min(1, max(0.01, self.lost / self.settings.rate_falls_below))
@@ -352,7 +352,7 @@ class Copier:
         return self.kernels | self.others()
 
     def others(self):
-        """Return a dict of name -> array of the small variables."""
+        """Return a dict of name -> array of all variables but the two large ones."""
         return {name: np.array(value) for name, value in zip(self.names, self._others())}
 
 

@@ -11,7 +11,7 @@ import sys
 
 
 class LoadedLater:
-    """`tensorflow.compat.v1`, which has its names from `load_tensorflow` on."""
+    """A stand-in for `tensorflow.compat.v1`, which works after `load_tensorflow`."""
 
     module = None
 

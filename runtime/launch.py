@@ -94,13 +94,13 @@ class Launch(Starting):
         path, allowed = self.command.resume, changeable(self.Settings)
         for name in self.given:
             if name not in allowed:
-                raise ValueError(f"{option(name)} belongs to the run: it cannot change on the way")
+                raise ValueError(f"{option(name)} belongs to the run: --resume cannot change it")
         self.folder = RunFolder.existing(path, self.notices)
         if checkpoints.paths(path):
             self.checkpoint = checkpoints.load_newest(path)
             self.notices.extend(self.checkpoint.passed_over)
         else:
-            self.notices.append(f"{path} has no checkpoint yet: the run begins at its beginning")
+            self.notices.append(f"{path} has no checkpoint yet: the run starts again at step 0")
         kept = self.checkpoint.about["settings"] if self.checkpoint else {}
         return resumed_settings(self.Settings, self.folder, kept, self.given, self.notices)
 
@@ -182,10 +182,10 @@ class Launch(Starting):
             restore_games(workers, checkpoint, same_emulator=then == now)
         played = f"{about['games']:,} games, {about['agent_steps']:,} steps"
         seconds = duration(about["seconds"])
-        run.notices.append(f"going on from {checkpoint.path}: {played} in {seconds}")
+        run.notices.append(f"resuming from {checkpoint.path}: {played} in {seconds}")
 
     def supervisor(self, run, workers):
-        """Return what saves the run, and shows it."""
+        """Return the `Supervisor`; start the plot's window if W_0 has one."""
         self.signals.starting, self.begun = False, True
         plot = PlotWindow(self.folder.path, self.window.shift) if self.in_window else None
         return self.SUPERVISOR(
@@ -213,7 +213,7 @@ def final_epsilons(workers):
 
 
 class user_errors:  # noqa: N801, used as a statement
-    """A `with` in which what the user did wrong ends the program with one line and status 2."""
+    """A `with` in which a user's mistake ends the program with one line and status 2."""
 
     def __enter__(self):
         return self

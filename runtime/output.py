@@ -31,7 +31,7 @@ class Stream:
         self.encoding = getattr(like, "encoding", None) or "utf-8"
         self.failed = None  # why the last text was lost
         self.tell = None  # a function that is told why, the first time
-        self.written = 0  # bytes, so that a stream that is slow is told from one that is stuck
+        self.written = 0  # bytes, by which a slow stream differs from a stuck one
 
     def write(self, text):
         """Write a text, without a buffer."""
@@ -99,7 +99,7 @@ class OutputThread(threading.Thread):
         # a copy, as standard error itself is kept back while TensorFlow is imported
         self.complaints = Stream(os.dup(2), sys.stderr)
         self.console.file.tell = lambda why: self.complaints.write(
-            f"a3c_pong.py: the output fails: {why}; the run goes on\n"
+            f"a3c_pong.py: the output fails: {why}; the run continues\n"
         )
         self.display = None  # the one to show
         self.shown = None  # the one that is on the screen
@@ -129,7 +129,7 @@ class OutputThread(threading.Thread):
                     self.console.print(line)
             except Exception:  # a fault in what draws does not end the training
                 self.complaints.write(traceback.format_exc())
-                self.lines.append(Complaint("the display failed; training goes on without it"))
+                self.lines.append(Complaint("the display failed; training continues without it"))
                 self.display = None
             self.shown = None
             if over:

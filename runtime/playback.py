@@ -16,13 +16,14 @@ import subprocess
 import sys
 import threading
 import time
+from typing import NamedTuple
 
 import numpy as np
 import rich.progress
 from PIL import Image
 
 import pong_actor
-from pong_actor import Player, PolicyWeights, Pong, make_env
+from pong_actor import Player, PolicyWeights, Pong, Sizes, make_env
 from preprocessing import SCREEN_SHAPE
 from runtime import checkpoints
 from runtime.actors import ActorDied, PongActor, ScreenHangs, no_window, screens
@@ -107,18 +108,25 @@ def misfit(checkpoint):
         return "its weights are NaN, infinite or huge"
 
 
+class Way(NamedTuple):
+    """A way to choose actions."""
+
+    epsilon: float | None  # as for `PongActor.play`
+    words: str
+
+
 def ways(about):
-    """Return the two ways to choose actions, training's first: name -> (epsilon, in words)."""
-    epsilon, words = None, "each action is drawn from the policy"
+    """Return the two ways to choose actions, training's first: dict of a name -> `Way`."""
+    sampled = Way(None, "each action is drawn from the policy")
     if about["method"] != "a3c":
-        epsilon, words = 0.1, "each action is the best, but one in ten is a random one"
-    return {"sampled": (epsilon, words), "greedy": (0.0, "each action is the best")}
+        sampled = Way(0.1, "each action is the best, but one in ten is a random one")
+    return {"sampled": sampled, "greedy": Way(0.0, "each action is the best")}
 
 
 def actor_with(policy, game, seed, window=None):
     """Return a `PongActor` that plays a policy, for a `with` that closes it."""
     hidden = len(policy.bias)
-    sizes = ROLLOUT, len(policy.kernel), hidden, hidden
+    sizes = Sizes(ROLLOUT, len(policy.kernel), hidden, hidden, game.num_actions)
     actor = PongActor(game, seed, sizes, window=window)
     for mine, array in zip(actor.policy, policy):
         mine[...] = array
@@ -133,7 +141,7 @@ def play(path, render, seed, console):
     policy, checkpoint = load_policy(path)
     about, path = checkpoint.about, checkpoint.path
     game = pong_actor.game(about["settings"]["game_env"])
-    epsilon, _ = ways(about)["sampled"]
+    epsilon = ways(about)["sampled"].epsilon
     why_not = {"window": "there is no screen to open a window on"}
     why_not["terminal"] = TerminalView.why_not(console)
     for place, show in ("window", play_in_window), ("terminal", play_in_terminal):
@@ -168,8 +176,7 @@ def play_in_window(actor, epsilon, game, console):
     """Play until the window is closed; return the exit status."""
     try:
         for number in itertools.count(1):
-            won, lost, _, _ = play_game(actor, epsilon)
-            console.print(game_line(number, won, lost))
+            console.print(game_line(number, play_game(actor, epsilon)))
     except ScreenHangs as death:
         raise Failed(str(death)) from None
     except ActorDied as death:
@@ -201,8 +208,7 @@ def play_in_terminal(actor, epsilon, game, console):
             when_suspended(lambda: suspended.append(True))
             for number in itertools.count(1):
                 view.tell({"game": f"{number}", "score": "0 : 0"}, lines=lines)
-                won, lost, _, _ = play_game(actor, epsilon, 1, show)
-                lines.append(game_line(number, won, lost))
+                lines.append(game_line(number, play_game(actor, epsilon, 1, show)))
     except ActorDied as death:
         raise Failed(f"the emulator died ({death})") from None
     finally:  # on the screen that was there before
@@ -210,22 +216,33 @@ def play_in_terminal(actor, epsilon, game, console):
             console.print(line)
 
 
-def game_line(number, won, lost):
-    """Return the line for a game that is over."""
-    return f"game {number} | score: {won - lost} ({won} : {lost})"
+def game_line(number, game):
+    """Return the line for a `PlayedGame`."""
+    return f"game {number} | score: {game.score} ({game.won} : {game.lost})"
 
 
-def play_game(actor, epsilon=None, steps=ROLLOUT, see=lambda rollout, won, lost: False):
-    """Play to the end of a game.
+class PlayedGame(NamedTuple):
+    """The result of a game."""
+
+    won: int  # points
+    lost: int
+    steps: int
+    truncated: bool  # the emulator's frame limit ended it
+
+    @property
+    def score(self):
+        """The game's score, from -21 to 21."""
+        return self.won - self.lost
+
+
+def play_game(actor, epsilon=None, steps=ROLLOUT, watch=lambda rollout, won, lost: False):
+    """Play to the end of a game; return the `PlayedGame`.
 
     Args:
         actor: a `PongActor`.
         epsilon: as for `PongActor.play`.
         steps: the steps of a rollout.
-        see: a function of each rollout and the points won and lost so far; True ends the game.
-
-    Returns:
-        (points won, points lost, steps, whether the frame limit ended it).
+        watch: a function of each rollout and the points won and lost so far; True ends the game.
     """
     won = lost = played = 0
     while True:
@@ -233,8 +250,8 @@ def play_game(actor, epsilon=None, steps=ROLLOUT, see=lambda rollout, won, lost:
         won += int((rollout.rewards > 0).sum())
         lost += int((rollout.rewards < 0).sum())
         played += len(rollout.actions)
-        if see(rollout, won, lost) or rollout.terminal or rollout.truncated:
-            return won, lost, played, rollout.truncated
+        if watch(rollout, won, lost) or rollout.terminal or rollout.truncated:
+            return PlayedGame(won, lost, played, rollout.truncated)
 
 
 # ----------------------------------------------------------------------------------------- --record
@@ -325,7 +342,7 @@ def filmed_game(policy, about, seed):
     pong.ale = camera = Camera(pong.ale)
     player, over = Player(pong, policy, policy_seed), False
     while not over:
-        rollout = player.play(ROLLOUT, ways(about)["sampled"][0])
+        rollout = player.play(ROLLOUT, ways(about)["sampled"].epsilon)
         over = rollout.terminal or rollout.truncated
         yield from camera.frames
         camera.frames.clear()
@@ -412,7 +429,7 @@ def play_all(policy, about, games, seed, console, signals):
     """Play the games of an evaluation, beside each other, with a bar on a terminal.
 
     Returns:
-        dict of the name of a way -> list of results of `play_game`.
+        dict of the name of a way -> list of `PlayedGame`.
 
     Raises:
         Failed: an emulator died.
@@ -428,13 +445,13 @@ def play_all(policy, about, games, seed, console, signals):
 
     def play_one(number, epsilon):
         with actor_with(policy, game, [seed, number]) as actor:
-            return play_game(actor, epsilon, see=lambda *_: stopping.is_set())
+            return play_game(actor, epsilon, watch=lambda *_: stopping.is_set())
 
     signals.starting = False  # an exception might leave a lock of the threads' locked
     with bar, concurrent.futures.ThreadPoolExecutor(usable_cores()) as threads:
         try:
-            for way, (epsilon, _) in ways(about).items():
-                played[way] = [threads.submit(play_one, n, epsilon) for n in range(games)]
+            for name, way in ways(about).items():
+                played[name] = [threads.submit(play_one, n, way.epsilon) for n in range(games)]
             pending = set(itertools.chain(*played.values()))
             progress = bar.add_task("", total=len(pending))
             when_suspended(lambda: (bar.stop(), suspend(), bar.start()))
@@ -468,20 +485,20 @@ def protocol(path, about, games, seed):
         "games": games,
         "seed": seed,
         "randomness": "of game n, from 0, emulator and policy are seeded from (seed, n)",
-        **{way: words for way, (_, words) in ways(about).items()},
+        **{name: way.words for name, way in ways(about).items()},
         "standard deviation": "of the games played (divided by their number)",
         **{name: importlib.metadata.version(name) for name in ("gymnasium", "ale-py", "numpy")},
     }
 
 
 def figures(games):
-    """Return the figures of games, a list of results of `play_game`."""
-    scores = [won - lost for won, lost, _, _ in games]
+    """Return the figures of games, a list of `PlayedGame`."""
+    scores = [game.score for game in games]
     return dict(
         mean=float(np.mean(scores)), standard_deviation=float(np.std(scores)),
         minimum=min(scores), maximum=max(scores), wins=sum(score > 0 for score in scores),
-        cut_off=sum(truncated for _, _, _, truncated in games),
-        scores=scores, steps=[steps for _, _, steps, _ in games],
+        cut_off=sum(game.truncated for game in games),
+        scores=scores, steps=[game.steps for game in games],
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ def load_matplotlib(scratch="."):
     A picture needs no backend. A notebook's MPLBACKEND, which its children inherit, would raise. If
     no folder for the cache could be written, Matplotlib would print lines or raise.
 
-    scratch: a folder that can be written, for want of a better one.
+    scratch: a folder that can be written. It is used if no temporary folder can.
     """
     global matplotlib
     if matplotlib:

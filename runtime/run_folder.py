@@ -336,8 +336,8 @@ class RunFolder:
             self.unwritten.discard(what)
         except errors as error:
             if not self.unwritten:
-                line = f"cannot write {what} to {self.path}: {why(error)}; training goes on, and "
-                self.notices.append(line + "it will be tried again")
+                line = f"cannot write {what} to {self.path}: {why(error)}; training continues, and "
+                self.notices.append(line + "the write will be retried")
             self.unwritten.add(what)
 
     def _write_config(self, config):

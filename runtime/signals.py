@@ -54,7 +54,7 @@ def when_suspended(handle):
 
 
 def suspend():
-    """Stop the process until the shell's `fg` or `bg` continues it; without a shell, go on."""
+    """Stop the process until the shell's `fg` or `bg` continues it. Do nothing without a shell."""
     handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
     signal.raise_signal(signal.SIGTSTP)  # which the kernel drops where no shell could continue it
     signal.signal(signal.SIGTSTP, handler)

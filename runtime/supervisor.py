@@ -12,7 +12,7 @@ from runtime.output import Complaint
 from runtime.run import DIVERGED
 from runtime.signals import suspend, when_suspended
 
-NO_CHECKPOINT = "no checkpoint could be taken; it will be tried again every half minute"
+NO_CHECKPOINT = "no checkpoint could be taken; the next try is in half a minute"
 
 
 class Supervisor:
@@ -45,7 +45,7 @@ class Supervisor:
         run.look_at_limits()
         if run.stopped_because:  # a resumed run may have nothing left to do
             options = " or ".join(limit.option for limit in run.limits() if limit.used >= 1)
-            run.notices.append(f"nothing is left to do: a higher {options} lets the run go on")
+            run.notices.append(f"nothing is left to do: a higher {options} lets the run continue")
         self.display = new_display(output, run, workers[0], in_window=bool(window))
         when_suspended(self._suspend)
         output.show(self.display)
@@ -96,7 +96,7 @@ class Supervisor:
             run.notices.extend(self.window.look())
 
     def attend(self):
-        """Do what a cluster's chief has to do besides."""
+        """Do nothing; `ChiefSupervisor` does what a cluster needs."""
 
     def save(self):
         """Take and write a checkpoint. If that fails, try again within half a minute."""
@@ -160,7 +160,7 @@ def not_kept(path):
     before = False
     with contextlib.suppress(OSError):
         before = bool(checkpoints.paths(path))
-    what = "a resumed run goes on from the one before" if before else "it has no other"
+    what = "--resume uses the one before it" if before else "there is no other"
     return f"the last checkpoint was not written to {path}: {what}"
 
 

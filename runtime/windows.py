@@ -29,7 +29,7 @@ def free_place():
     if held:
         return held[0][0]
     for number in range(10):
-        with contextlib.suppress(OSError):  # it is held; or no file or no lock is to be had here
+        with contextlib.suppress(OSError):  # it is held, or no file or no lock can be made here
             path = pathlib.Path(tempfile.gettempdir(), f"a3c_pong-{os.getuid()}-window-{number}")
             file = open(path, "w")
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -79,7 +79,7 @@ class PlotWindow:
         if status is not None:
             self.open = False
             if status:
-                lines.append("the plot's window is gone; reward.png and scores.csv go on")
+                lines.append("the plot's window is gone; reward.png and scores.csv continue")
         elif self.asked and now - self.answered_at > SCREEN_ANSWERS:
             self.close()
             lines.append("no window for the plot: the screen does not answer")

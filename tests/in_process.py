@@ -33,7 +33,8 @@ class InProcess(Launch):
     def start_actors(self, units, policy_units, ahead):
         settings = self.settings
         inputs = 6400 * settings.frames
-        sizes = settings.global_iteration_update, inputs, units, policy_units
+        steps = settings.global_iteration_update
+        sizes = pong_actor.Sizes(steps, inputs, units, policy_units, GAME.num_actions)
         self.actors = Actors(GAME, settings.seed, sizes, ahead)
         for number in range(self.workers):
             if self.play:

@@ -240,7 +240,7 @@ def test_four_processes_train_to_the_last_game_and_end_together(four):
     assert arrays["row_log/touched_by"].max() == about["updates"]
     settings = json.loads((cluster.run / "config.json").read_text())["settings"]
     assert settings["gamma"] == 0.9  # the chief's, whatever a worker was told
-    assert "--gamma is the chief's to say: it is 0.9, not 0.5" in workers[1].out
+    assert "--gamma 0.5 is ignored: the chief's value is 0.9" in workers[1].out
     assert "trains with W_100, W_101" in workers[0].out
     for program in (*workers, ps):
         assert "the chief has ended the run: 20 games played" in program.out
@@ -322,7 +322,7 @@ def test_a_workers_death_its_return_and_its_ctrl_c_are_nobody_elses_concern(star
     assert workers[0].no_actor_is_left()
     workers[1].signal(signal.SIGINT)
     assert workers[1].wait() == 130
-    assert "Ctrl-C: this worker leaves, the others go on" in workers[1].out
+    assert "Ctrl-C: this worker leaves, the others continue" in workers[1].out
     before = games_of(chief)
     assert wait_until(lambda: games_of(chief) > before + 1)
     back = cluster("worker", 0, "--num-workers", "1")
@@ -375,7 +375,7 @@ def test_a_chief_that_returns_from_a_kill_goes_on_from_its_last_checkpoint(start
     assert wait_until(lambda: games_by(again, "W_0", "W_100"))
     again.signal(signal.SIGTERM)
     assert again.wait() == worker.wait() == ps.wait() == 0
-    assert "going on from" in again.out and "going on" in worker.out
+    assert "resuming from" in again.out and "training continues" in worker.out
     rows = rows_of(cluster.run)
     assert len(rows) == kept["games"] + games_of(again)
     assert_quiet(ps, again, worker)

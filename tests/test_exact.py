@@ -15,7 +15,7 @@ from runtime.cores import allowed_cores
 from runtime.graph import make_callable, new_session
 from runtime.optimizer import RowLog, RowRMSProp
 
-SIZES = (20, 6400, 300, 300)
+SIZES = pong_actor.Sizes(20, 6400, 300, 300, 6)
 
 
 @pytest.fixture(scope="module")

@@ -142,7 +142,7 @@ def test_output_to_a_full_disk_fails_alone_and_is_said(start):
     run = start("--max-global-episodes", "3", program=("-c", SHELL, full, script))
     silent = start("--max-global-episodes", "3", program=("-c", SHELL, full + " 2>&1", script))
     assert run.wait() == silent.wait() == 0
-    said = "a3c_pong.py: the output fails: No space left on device; the run goes on\n"
+    said = "a3c_pong.py: the output fails: No space left on device; the run continues\n"
     assert run.err == said and silent.err == ""
     assert len(run.rows()) == len(silent.rows()) == 3
     assert checkpoints.load_newest(silent.folder / "run").about["games"] == 3

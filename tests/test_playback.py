@@ -71,7 +71,7 @@ def test_a_q_network_of_two_frames_is_played_by_epsilon_greedy(tmp_path):
 def play_one(run_folder, seed, epsilon):
     """A game as the protocol says it is played: (score, steps)."""
     policy, _ = playback.load_policy(run_folder)
-    actor = PongActor(pong_actor.game("Pong-v0"), seed, (100, 6400, 300, 300))
+    actor = PongActor(pong_actor.game("Pong-v0"), seed, pong_actor.Sizes(100, 6400, 300, 300, 6))
     try:
         for mine, array in zip(actor.policy, policy):
             mine[...] = array
@@ -125,7 +125,8 @@ def test_an_evaluation_is_what_its_protocol_says_whatever_the_cores(start, run_f
 
 
 def test_figures_of_games():
-    games = [(21, 3, 900, False), (20, 21, 1000, False), (4, 4, 36_000, True)]
+    results = (21, 3, 900, False), (20, 21, 1000, False), (4, 4, 36_000, True)
+    games = [playback.PlayedGame(*result) for result in results]
     assert playback.figures(games) == dict(
         mean=17 / 3, standard_deviation=pytest.approx(np.std([18, -1, 0])), minimum=-1, maximum=18,
         wins=1, cut_off=1, scores=[18, -1, 0], steps=[900, 1000, 36_000],

@@ -18,7 +18,7 @@ from runtime.cores import allowed_cores
 
 GAME = pong_actor.game("Pong-v0")
 WINDOW = pong_actor.Window("a test")
-SIZES = 20, 6400, 300, 300  # steps, inputs of a state, hidden units of all and of the policy
+SIZES = pong_actor.Sizes(20, 6400, 300, 300, 6)
 
 
 def a_policy(seed=0):
@@ -189,7 +189,7 @@ def test_epsilon_is_the_share_of_random_actions_and_the_others_are_the_best():
 
 
 def test_an_actor_plays_with_the_epsilon_it_is_told(start):
-    actor = start(sizes=(300, 6400, 300, 300), policy=a_policy())
+    actor = start(sizes=SIZES._replace(max_steps=300), policy=a_policy())
     assert len(set(actor.play(300).actions)) == 6
     actor.policy.head_kernel[...] = 0  # the bias decides: always the same action
     best = int(np.argmax(actor.policy.head_bias))
@@ -277,7 +277,7 @@ def test_what_is_written_to_shared_memory_is_read_from_it(terminal, truncated):
     written = played._replace(terminal=terminal, truncated=truncated)
     memory = anonymous_memory()
     try:
-        ours, theirs = [pong_actor.SharedMemory(memory, *SIZES, 6) for _ in range(2)]
+        ours, theirs = [pong_actor.SharedMemory(memory, SIZES) for _ in range(2)]
     finally:
         os.close(memory)
     read = theirs.read(ours.write(written))
@@ -288,7 +288,7 @@ def test_what_is_written_to_shared_memory_is_read_from_it(terminal, truncated):
 
 
 def test_a_rollout_ends_with_the_game_and_the_next_begins_another(start):
-    actor = start(sizes=(5000, 6400, 300, 300), policy=a_policy())
+    actor = start(sizes=SIZES._replace(max_steps=5000), policy=a_policy())
     rollout = actor.play(5000)
     won, lost = (rollout.rewards == 1).sum(), (rollout.rewards == -1).sum()
     assert rollout.terminal is True
@@ -361,14 +361,16 @@ def test_a_restored_actor_plays_on_as_the_one_whose_state_it_has(start, frames, 
     kernel, *others = a_policy()
     policy = np.tile(kernel, (frames, 1)), *others
     options = dict(policy=policy, ahead=ahead)
-    one, kept, games = start(seed=[1], sizes=(20, len(policy[0]), 300, 300), **options), [], []
+    one = start(seed=[1], sizes=SIZES._replace(inputs=len(policy[0])), **options)
+    kept, games = [], []
     for _ in range(5):
         one.play(7, epsilon)
         one.ask_for_state()
         kept.append(one.state())
         games.append([copied(one.play(20, epsilon)) for _ in range(26)])  # 520 steps from there on
         one.restore(kept[-1])
-    other = start(seed=[2], sizes=(50, len(policy[0]), 300, 300), **options)
+    sizes = SIZES._replace(max_steps=50, inputs=len(policy[0]))
+    other = start(seed=[2], sizes=sizes, **options)
     other.play(5)
     for state, game in zip(kept, games):
         other.restore(state)
@@ -435,7 +437,7 @@ def test_a_closed_actor_is_gone(start):
 @pytest.mark.parametrize("window", [None, WINDOW], ids=["alone", "in a window"])
 def test_an_actor_ends_when_its_connection_closes(start, monkeypatch, window):
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")  # a window nobody sees, real in all else
-    actor = start(sizes=(5000, 6400, 300, 300), policy=a_policy(), window=window)
+    actor = start(sizes=SIZES._replace(max_steps=5000), policy=a_policy(), window=window)
     actor.play(20)
     if window:  # a game takes a minute there
         actor._request(5000)
@@ -445,9 +447,9 @@ def test_an_actor_ends_when_its_connection_closes(start, monkeypatch, window):
 
 def test_an_actor_ends_when_its_parent_is_killed():
     source = """
-from pong_actor import game
+from pong_actor import Sizes, game
 from runtime.actors import PongActor
-actor = PongActor(game("Pong-v0"), [1], (20, 6400, 300, 300))
+actor = PongActor(game("Pong-v0"), [1], Sizes(20, 6400, 300, 300, 6))
 actor.play(20)
 print(actor.process.pid, flush=True)
 while True:

@@ -113,7 +113,7 @@ def test_200_updates_are_100_and_a_resumed_100(start, run):
     about = newest(run)[1]
     assert about["seconds"] > before["seconds"]
 
-    first = f"going on from {run}/checkpoints/step-000002000.npz: {before['games']} games, 2,000"
+    first = f"resuming from {run}/checkpoints/step-000002000.npz: {before['games']} games, 2,000"
     assert resumed.out.splitlines()[1].startswith(first)
     assert [int(game[1]) for game in resumed.games()] == [*range(before["games"], about["games"])]
     config = json.loads((run / "config.json").read_text())
@@ -146,7 +146,7 @@ def test_a_limit_reached_already_is_said_and_more_workers_may_join(start, run):
     again = start("--resume", str(run))
     assert again.wait() == 0
     assert again.played()[:3] == ("2,000 steps played", len(rows_of(run)), 2000)
-    assert "nothing is left to do: a higher --max-steps lets the run go on\n" in again.out
+    assert "nothing is left to do: a higher --max-steps lets the run continue\n" in again.out
     before = len(rows_of(run))
     more = start("--resume", str(run), "--num-workers", "2", "--max-steps", "15000")
     assert more.wait() == 0
@@ -431,7 +431,7 @@ def test_damaged_checkpoints_are_named_and_the_one_before_is_used(start, run):
     out = program.out.splitlines()
     assert out[0].startswith(f"{cut} is damaged") and out[1].startswith(f"{flipped} is damaged")
     assert out[2].startswith("1 worker on ")
-    assert out[3].startswith(f"going on from {good}: {games} games, ")
+    assert out[3].startswith(f"resuming from {good}: {games} games, ")
     assert len(rows_of(run)) == newest(run)[1]["games"]
     assert {path.name for path in cut.parent.glob("bad-*")} == {
         f"bad-{cut.name}", f"bad-{flipped.name}"}  # fmt: skip
@@ -493,7 +493,7 @@ def test_what_belongs_to_the_run_cannot_be_changed(start, tmp_path):
     save_agent(tmp_path)
     program = start("--resume", str(tmp_path), "--gamma", "0.99")
     assert program.wait() == 2
-    assert program.err == "a3c_pong.py: --gamma belongs to the run: it cannot change on the way\n"
+    assert program.err == "a3c_pong.py: --gamma belongs to the run: --resume cannot change it\n"
 
 
 def test_a_folder_without_a_run_is_not_resumed(start, tmp_path):
@@ -554,7 +554,7 @@ def test_on_a_full_disk_training_goes_on_and_nothing_is_lost(start, small_disk):
     program = start(*further)
     assert program.wait() == 1
     (line,) = program.err.splitlines()
-    assert line.endswith(f"was not written to {run}: a resumed run goes on from the one before")
+    assert line.endswith(f"was not written to {run}: --resume uses the one before it")
     assert newest(run)[1]["agent_steps"] == kept["agent_steps"]
     filler.unlink()
     program = start(*further)

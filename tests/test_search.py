@@ -198,7 +198,7 @@ def played_rollouts(settings):
     """The rollouts of a game of real play, to its end."""
     inputs = settings.frames * INPUT_SIZE
     game = pong_actor.Game("Pong-v0", num_actions=6, frames_per_step=3.0)
-    sizes = settings.global_iteration_update, inputs, 300, 300
+    sizes = pong_actor.Sizes(settings.global_iteration_update, inputs, 300, 300, 6)
     actor = PongActor(game, [1, 2], sizes, ahead=settings.method == "one-step-sarsa")
     rng, rollouts = np.random.default_rng(0), []
     actor.policy.kernel[...] = rng.normal(0, 0.1, actor.policy.kernel.shape)

@@ -48,9 +48,12 @@ def test_a_curve_is_an_area_in_eighths():
     assert rising == ["▁▂▃▄▅▆▇█"]
 
 
+SIZES = pong_actor.Sizes(20, 12800, 300, 300, 6)  # two frames
+
+
 @pytest.fixture
 def actor():
-    actor = PongActor(pong_actor.game("Pong-v0"), [1], (20, 12800, 300, 300))  # two frames
+    actor = PongActor(pong_actor.game("Pong-v0"), [1], SIZES)
     yield actor
     actor.close()
 
@@ -116,9 +119,9 @@ def test_a_clip_of_a_rally_without_end_ends(actor):
     [
         (None, dict(width=100, height=22)),
         (None, dict(width=80, height=23)),
-        ("the terminal has 79 columns, and it takes 80", dict(width=79)),
-        ("the terminal has 21 rows, and it takes 22", dict(width=100, height=21)),
-        ("the terminal has 22 rows, and it takes 23", dict(width=99, height=22)),
+        ("the terminal has 79 columns, and the game needs 80", dict(width=79)),
+        ("the terminal has 21 rows, and the game needs 22", dict(width=100, height=21)),
+        ("the terminal has 22 rows, and the game needs 23", dict(width=99, height=22)),
         ("the output is no terminal that can draw", dict(_environ=dict(TERM="dumb"))),
     ],
 )
@@ -130,7 +133,7 @@ def test_what_cannot_show_the_court_says_why(why, options):
         assert display.TerminalView.why_not(console) == why
         if why is None and console.width < 100:
             wide = display.TerminalView.why_not(console, display.TerminalView.COLUMNS)
-            assert wide == "the terminal has 80 columns, and it takes 100"
+            assert wide == "the terminal has 80 columns, and the game needs 100"
     os.close(ours)
 
 
@@ -319,7 +322,7 @@ def test_a_narrow_terminal_shows_the_bar_and_says_why(terminal):
     assert wait_until(lambda: "━" in shell.text())
     assert wait_until(shell.ended)
     why = "W_0's game is not shown: there is no screen (DISPLAY is not set), and the terminal has "
-    assert why + "80 columns, and it takes 100" in shell.text()
+    assert why + "80 columns, and the game needs 100" in shell.text()
     assert len(games_in(shell.text())) == 3
     assert shell.status() == ["0"]
 
