@@ -65,6 +65,9 @@ def definitions(row):
     for part in row[1].split(";"):
         file, names = re.fullmatch(r"\s*(?:`([\w/]+\.py)`:)?(.*)", part).groups()
         for name in re.findall(r"`([\w.]+)`", names):
+            if name.startswith("."):  # of the class or function of the name before
+                name = f"{owner}{name}"
+            owner = name.rpartition(".")[0]
             yield file or "a3c_pong.py", re.sub(r"^AC\.", "ActorCriticNetwork.", name)
 
 
