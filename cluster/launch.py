@@ -14,9 +14,9 @@ from cluster.network import RemoteNetwork
 from cluster.parameters import Board
 from cluster.server import start_server
 from runtime.actors import new_actors, start_actors
-from runtime.command_line import option, shown
+from runtime.command_line import option, shown, user_errors
 from runtime.graph import load_tensorflow
-from runtime.launch import Launch, Starting, user_errors
+from runtime.launch import Launch, Starting
 from runtime.output import OutputThread
 from runtime.supervisor import stop_workers
 

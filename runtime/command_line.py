@@ -1,11 +1,13 @@
 """The command line, made of a script's dataclass of settings and its presets."""
 
 import argparse
+import contextlib
 import dataclasses
 import pathlib
 import sys
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
+from runtime.checkpoints import why
 from runtime.output import Stream
 
 # ------------------------------------------------------------------------------ a script's settings
@@ -91,6 +93,17 @@ def fail(message, status=2):
     """End the program with one line on stderr."""
     Stream(2, sys.stderr).write(f"a3c_pong.py: {message}\n")
     sys.exit(status)
+
+
+@contextlib.contextmanager
+def user_errors():
+    """Enter a `with` in which a user's mistake ends the program with one line and status 2."""
+    try:
+        yield
+    except ValueError as error:
+        fail(error)
+    except OSError as error:
+        fail(f"{error.filename}: {why(error)}" if error.filename else why(error))
 
 
 class Parser(argparse.ArgumentParser):

@@ -8,13 +8,13 @@ import sys
 
 from runtime import checkpoints
 from runtime.actors import ActorsKeepDying, new_actors, restore_games, screens, start_actors
-from runtime.command_line import changeable, check, fail, option, shown
+from runtime.command_line import changeable, check, fail, option, shown, user_errors
 from runtime.cores import usable_cores
 from runtime.curve import curve_of
 from runtime.display import counted, duration
 from runtime.global_network import GlobalNetwork
 from runtime.output import OutputThread
-from runtime.run_folder import InUse, RunFolder, have_temporary_folder, new_path
+from runtime.run_folder import RunFolder, have_temporary_folder, new_path
 from runtime.supervisor import Supervisor
 from runtime.windows import PlotWindow, window_of
 
@@ -210,20 +210,6 @@ def final_epsilons(workers):
     """Return a dict of the name of a worker -> its final epsilon; {} for A3C, which has none."""
     finals = {worker.name: worker.epsilon(math.inf) for worker in workers}
     return {name: float(final) for name, final in finals.items() if final is not None}
-
-
-class user_errors:  # noqa: N801, used as a statement
-    """A `with` in which a user's mistake ends the program with one line and status 2."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if isinstance(error, ValueError | InUse):
-            fail(error)
-        if isinstance(error, OSError):
-            where = f"{error.filename}: " if error.filename else ""
-            fail(where + checkpoints.why(error))
 
 
 def why_not(checkpoint, method, variables):

@@ -27,7 +27,7 @@ from pong_actor import Player, PolicyWeights, Pong, Sizes, make_env
 from preprocessing import SCREEN_SHAPE
 from runtime import checkpoints
 from runtime.actors import ActorDied, PongActor, ScreenHangs, no_window, screens
-from runtime.command_line import fail
+from runtime.command_line import fail, user_errors
 from runtime.cores import usable_cores
 from runtime.display import TerminalView
 from runtime.output import new_console
@@ -516,19 +516,16 @@ def main(command, given, signals):
     console = new_console()
     seed = given.get("seed")
     try:
-        if command.draw:
-            return draw(console, *command.draw)
-        if command.evaluate is not None:
-            return evaluate(command.evaluate, command.games or 20, seed or 0, console, signals)
-        seed = int.from_bytes(os.urandom(3)) if seed is None else seed
-        if command.record is not None:
-            return record(command.play, command.record, command.seconds, seed, console, signals)
-        return play(command.play, given.get("render", "auto"), seed, console)
+        with user_errors():
+            if command.draw:
+                return draw(console, *command.draw)
+            if command.evaluate is not None:
+                return evaluate(command.evaluate, command.games or 20, seed or 0, console, signals)
+            seed = int.from_bytes(os.urandom(3)) if seed is None else seed
+            if command.record is not None:
+                return record(command.play, command.record, command.seconds, seed, console, signals)
+            return play(command.play, given.get("render", "auto"), seed, console)
     except KeyboardInterrupt:
         return 128 + signals[0]  # as in shells
-    except OSError as error:
-        fail(f"{error.filename}: {checkpoints.why(error)}" if error.filename else error)
-    except ValueError as error:
-        fail(error)
     except Failed as error:
         fail(error, status=1)

@@ -23,7 +23,7 @@ from runtime.events import EventFile
 from runtime.plots import load_matplotlib, save_curve
 
 
-class InUse(Exception):
+class InUse(ValueError):
     """Another process writes to the folder."""
 
 

@@ -62,10 +62,11 @@ def names_of(node):
 
 def definitions(row):
     """(file, name) of each name that a row of the mapping table says is defined somewhere."""
+    owner = ""  # the class or function of the name before
     for part in row[1].split(";"):
         file, names = re.fullmatch(r"\s*(?:`([\w/]+\.py)`:)?(.*)", part).groups()
         for name in re.findall(r"`([\w.]+)`", names):
-            if name.startswith("."):  # of the class or function of the name before
+            if name.startswith("."):
                 name = f"{owner}{name}"
             owner = name.rpartition(".")[0]
             yield file or "a3c_pong.py", re.sub(r"^AC\.", "ActorCriticNetwork.", name)
