@@ -99,8 +99,8 @@ class Settings:
     )
     rate_power: float = setting(
         0.0,
-        "below rate_falls_below, the learning rates are multiplied by ((21 - recent score) / 42 / "
-        "rate_falls_below) ** rate_power, which is at least 0.01; 0: constant [ours]",
+        "below rate_falls_below, the rates are multiplied by max(0.01, (21 - recent score) / 42 / "
+        "rate_falls_below) ** rate_power; 0: constant [ours]",
         NOT_NEGATIVE,
     )
     lr_q: float = setting(
