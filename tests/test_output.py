@@ -174,7 +174,7 @@ def test_weights_that_diverge_end_the_run_with_a_clear_line(start):
     assert run.wait() == 1
     first, second = run.err.splitlines()
     assert re.match(r"a3c_pong.py: after [\d,]+ steps a weight is NaN, infinite or huge", first)
-    assert second.endswith(f"was not written to {run.folder}/run: it has no other")
+    assert second.endswith(f"was not written to {run.folder}/run: there is no other")
     assert run.out.splitlines()[-1].startswith("failed: ")
     assert checkpoints.paths(run.folder / "run") == []
 

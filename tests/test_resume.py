@@ -529,7 +529,9 @@ def test_on_a_full_disk_training_goes_on_and_nothing_is_lost(start, small_disk):
     program = start(*options, "--run-dir", str(run))
     assert wait_until(lambda: steps_kept(run) > 0)
     fill(filler)
-    assert wait_until(lambda: f"to {run}: No space left on device; training goes on" in program.out)
+    assert wait_until(
+        lambda: f"to {run}: No space left on device; training continues" in program.out
+    )
     games = len(program.games())
     assert wait_until(lambda: len(program.games()) > games + 4)
     kept = newest(run)[1]["agent_steps"]
