@@ -51,6 +51,8 @@ def save(path, checkpoint):
     """
     # with the names: a flipped bit in the zip archive's list may hide its last entries
     text = json.dumps([sorted(checkpoint.arrays), checkpoint.about]).encode()
+    size = len(text) + sum(array.nbytes for array in checkpoint.arrays.values())
+    text += b" " * (-size % 2**20)  # on a full disk a new file must fit into an old one's place
     with replacing(path) as file:
         np.savez(file, about=np.frombuffer(text, np.uint8), **checkpoint.arrays)
 

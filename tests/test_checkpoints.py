@@ -37,13 +37,24 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["step-000000007.npz"]
 
 
+def test_a_file_with_more_games_fits_in_the_place_of_an_older_one(tmp_path):
+    sizes = []
+    for games in 1, 100, 1000:
+        arrays = ARRAYS | {"curve/score": np.zeros(games)}
+        checkpoints.save(tmp_path / "a.npz", checkpoints.Checkpoint(arrays, {"games": games}))
+        sizes.append((tmp_path / "a.npz").stat().st_size)
+    assert sizes[0] == sizes[1] == sizes[2]
+
+
 def test_no_flipped_bit_and_no_missing_end_gives_other_numbers(tmp_path):
     path = write(tmp_path, "step-000000007.npz") / "step-000000007.npz"
     good, rng = path.read_bytes(), np.random.default_rng(0)
+    spaces = b" " * 1000  # most of the file, which give it a round size
+    places = [*range(good.index(spaces) + 50), *range(good.rindex(spaces) + 950, len(good))]
     found = 0
-    for bit in rng.permutation(8 * len(good))[:500]:
+    for bit in rng.permutation(8 * len(places))[:500]:
         bad = bytearray(good)
-        bad[bit // 8] ^= 1 << bit % 8
+        bad[places[bit // 8]] ^= 1 << bit % 8
         path.write_bytes(bad)
         try:
             loaded = checkpoints.load(path)  # the bit was in a date, or the like
@@ -56,7 +67,7 @@ def test_no_flipped_bit_and_no_missing_end_gives_other_numbers(tmp_path):
             assert arrays.keys() == ARRAYS.keys()
             assert all(np.array_equal(arrays[name], ARRAYS[name]) for name in ARRAYS)
     assert found > 200
-    for length in range(0, len(good), 29):
+    for length in places[::29]:
         path.write_bytes(good[:length])
         with pytest.raises(checkpoints.Damaged):
             checkpoints.load(path)
