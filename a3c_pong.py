@@ -2,7 +2,7 @@
 
 Mnih et al., "Asynchronous Methods for Deep Reinforcement Learning", 2016 (arXiv 1602.01783), as the
 textbook chapter "Asynchronous Methods" writes it: one thread per core trains with its own copy of
-the network. All threads update the global network without a lock. Pong runs in a process for each.
+the network, and has Pong in a process of its own. All update the global network without a lock.
 
     python a3c_pong.py                     train as the chapter does; Ctrl-C stops, draws the curve
     python a3c_pong.py --preset rally      train with the settings that win

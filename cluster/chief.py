@@ -103,7 +103,7 @@ class ChiefNetwork(RemoteNetwork):
                     self.collect()
                 except (Lost, Held):
                     with contextlib.suppress(Lost, Held):
-                        if self.link.state().incarnation != self.link.incarnation:
+                        if self.link.look().incarnation != self.link.incarnation:
                             self._send_again()
 
     def collect(self):

@@ -41,7 +41,7 @@ def serve(cluster, signals):
         def watch():
             while not link.over():
                 with contextlib.suppress(Lost, Held):
-                    link.state()
+                    link.look()
                 time.sleep(0.5)
 
         attended(watch, link, lines)
@@ -70,7 +70,7 @@ class ChiefLaunch(Launch):
         super().__init__(*how)
 
     def find_settings(self):
-        """Return the settings, as `Launch.find_settings`; a resumed run may have more workers."""
+        """Return the settings, as `Launch.find_settings`, if a cluster allows so many workers."""
         settings = super().find_settings()
         check_workers(settings.num_workers)
         return settings

@@ -84,8 +84,8 @@ class Link:
                 self.session, self.callables = session, callables
             return self.session, self.callables
 
-    def state(self):
-        """Return the run's `State`; note whether it has ended, or its chief is missing."""
+    def look(self):
+        """Note whether the run has ended, or its chief is missing; return the run's `State`."""
         state = State()
         if self.call("ready")[0]:
             incarnation, T, T_max, ended, age = self.call("state")
@@ -104,7 +104,7 @@ class Link:
         with self.lock:
             while not self.over():
                 with contextlib.suppress(Lost, Held):
-                    state = self.state()
+                    state = self.look()
                     if not self.ended and not self.chief_missing and state.T < state.T_max:
                         if state.incarnation != self.incarnation:
                             (settings,) = self.call("settings")

@@ -190,8 +190,8 @@ class Actors(dict):
             self[name].connection.close()
             window = self[name].window
             if window and death.status >= 0:  # its user closed it, or the screen is gone or hangs
-                why = death if isinstance(death, ScreenHangs) else "its actor ended"
-                what, window = f"{name}'s window is gone: {why}", None
+                screen = f"{death}; " if isinstance(death, ScreenHangs) else ""
+                what, window = f"{name}'s window is gone: {screen}its actor ended", None
             self.start(name, window)
             return f"{what} and is started again, with a new game"
 

@@ -39,7 +39,6 @@ class EventFile:
             resumed = tf.Event(step=agent_steps + 1, wall_time=time.time())
             resumed.session_log.status = resumed.session_log.START
             self.unwritten.append(resumed)
-        self.headers = len(self.unwritten)
 
     def write(self, episodes, measured):
         """Append new games and measured figures. On OSError nothing is lost: the next call writes.
@@ -59,7 +58,7 @@ class EventFile:
             for name, number in numbers.items():
                 event.summary.value.add(tag=name, simple_value=number)
             self.unwritten.append(event)
-        if len(self.unwritten) > (0 if self.length else self.headers):
+        if any(event.HasField("summary") for event in self.unwritten):
             self.path.parent.mkdir(exist_ok=True)
             self.path.touch()
             records = [tf_record(event.SerializeToString()) for event in self.unwritten]

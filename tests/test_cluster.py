@@ -79,7 +79,7 @@ def test_a_wrong_description_gets_one_line_that_says_what_is_wrong(text, words):
 
 
 def test_workers_are_limited_where_a_process_has_some(monkeypatch, tmp_path):
-    for job in "ps", "chief":
+    for job in "ps", "worker":
         monkeypatch.setenv("TF_CONFIG", config(job, **{job: [f"h:{free_port()}"]}))
         if job == "ps":
             assert cluster_member({"num_workers": 101}).job == "ps"

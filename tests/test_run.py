@@ -290,7 +290,8 @@ def test_a_killed_run_leaves_no_actor_and_no_shared_memory(start):
 
 @pytest.mark.slow
 def test_an_exception_in_a_worker_ends_the_run_and_leaves_its_curve(start):
-    run = start("--num-workers", "2", program=("-c", FAILS_WHEN_TOLD))
+    options = "--num-workers", "2", "--autosave-minutes", "1000"
+    run = start(*options, program=("-c", FAILS_WHEN_TOLD))
     assert wait_until(run.games)
     assert not (run.folder / "run" / "checkpoints").exists()
     (run.folder / "run" / "checkpoints").touch()  # so that no checkpoint can be written
