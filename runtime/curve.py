@@ -43,12 +43,15 @@ def table(rows):
     return text.getvalue().encode()
 
 
-def read_curve(run_folder):
-    """Read a run's curve.
+class Curve(NamedTuple):
+    """A run's curve, as it is drawn."""
 
-    Returns:
-        the run's label in config.json, or its method and preset in words; and the list of
-        `Episode` in its scores.csv.
+    label: str  # of config.json, or the run's method and preset in words
+    episodes: list  # of `Episode`, from scores.csv
+
+
+def read_curve(run_folder):
+    """Return the `Curve` of a run.
 
     Raises:
         OSError, ValueError: it cannot be read.
@@ -69,4 +72,4 @@ def read_curve(run_folder):
         episodes = [Episode(*(kinds[name](row[name]) for name in kinds)) for row in rows]
     except (ValueError, TypeError, KeyError, csv.Error):
         raise ValueError(f"{curve} is not a run's curve, or damaged") from None
-    return label, episodes
+    return Curve(label, episodes)

@@ -237,7 +237,8 @@ class TerminalView:
             name, curve: the curve's title, and a list of numbers; if empty, no curve is drawn.
             lines: list of strings, of which the last are shown, as many as fit.
         """
-        self.told, self.around = (figures, name, curve, lines), None
+        self.figures, self.name, self.curve, self.lines = figures, name, curve, lines
+        self.around = None  # to be made anew
 
     def show(self, pixels):
         """Show the frame of these active pixels. Only rows that changed are written."""
@@ -271,9 +272,9 @@ class TerminalView:
             court: the court's rows; 0 if there is no room for it.
             beside: whether figures and curve stand beside the court.
         """
-        (width, height), lines = self.console.size, self.told[-1]
+        (width, height), lines = self.console.size, self.lines
         if court and not beside:
-            figures = [f"{name} {value}" for name, value in self.told[0].items()]
+            figures = [f"{name} {value}" for name, value in self.figures.items()]
             line = [Segment("  ".join([*figures, "Ctrl-C ends it"]), self.DIM)]
             rows = [Segment.adjust_line_length(line, width)]
             room = height - court - 1
@@ -292,16 +293,15 @@ class TerminalView:
 
     def _figures(self, court, width):
         """Return the rows beside a court of so many rows, but for the last: figures and curve."""
-        figures, name, curve, _ = self.told
-        across = min(width - 1, 60)
+        curve, across = self.curve, min(width - 1, 60)
         rows = [
             [Segment(name, self.DIM), Segment(f"{value:>{max(0, min(across, 24) - len(name))}}")]
-            for name, value in figures.items()
+            for name, value in self.figures.items()
         ]
         if len(curve) and court >= len(rows) + 6:
             low, high = min(curve), max(curve)
             area = curve_rows(curve, across, max(1, min(16, court - len(rows) - 5)))
-            rows += [[], [Segment(f"{max(high, low + 1):.1f} {name}", self.DIM)]]
+            rows += [[], [Segment(f"{max(high, low + 1):.1f} {self.name}", self.DIM)]]
             rows += [[Segment(row, self.CURVE)] for row in area]
             rows += [[Segment(f"{low:.1f} ".ljust(across, "─"), self.DIM)]]
         rows += [[]] * (court - 1 - len(rows))

@@ -41,9 +41,9 @@ def load_tensorflow():
 
 @contextlib.contextmanager
 def last_words():
-    """Keep back what is written to stderr; show it only if the process fails or is aborted.
+    """Keep back what is written to stderr; show it only if the process fails or is killed.
 
-    A process that is aborted can show nothing any more, so a child does it.
+    A process that is killed can show nothing any more, so a child does it.
     """
     sys.stderr.flush()
     stderr, (reading, writing) = os.dup(2), os.pipe()
@@ -53,21 +53,22 @@ def last_words():
     os.close(reading)
     os.dup2(writing, 2)
     os.close(writing)
-    good = b""
+    end = ERROR
     try:
         yield
-        good = GOOD
+        end = GOOD
     except KeyboardInterrupt:  # a signal is no failure
-        good = GOOD
+        end = GOOD
         raise
     finally:
-        os.write(2, good)
+        os.write(2, end)
         os.dup2(stderr, 2)
         os.close(stderr)
         os.waitpid(child, 0)
 
 
-GOOD = b"\0good"  # the end of a text that is not to be shown
+GOOD, ERROR = b"\0good", b"\0error"  # at the end of the text; neither is there if it was killed
+KILLED = b"a3c_pong.py: killed while it imported TensorFlow, which needs a processor with AVX\n"
 # what TensorFlow always says: lines of information, "I0000 ...", and one about such lines
 CHATTER = re.compile(rb"WARNING: All log messages before|I\d{4} |[-\d]+ [\d:.]+: I ")
 
@@ -81,8 +82,9 @@ def show_unless_good(reading, writing):
     while more := os.read(reading, 65536):
         text = (text + more)[-4096:]
     if not text.endswith(GOOD):
-        lines = text.splitlines(keepends=True)
-        os.write(2, b"".join(line for line in lines if not CHATTER.match(line)))
+        lines = text.removesuffix(ERROR).splitlines(keepends=True)
+        lines = [line for line in lines if not CHATTER.match(line)]
+        os.write(2, b"".join(lines if text.endswith(ERROR) else [*lines, KILLED]))
     os._exit(0)
 
 

@@ -63,7 +63,7 @@ def main():
         elif asked or time.monotonic() > due:
             began = time.monotonic()
             with contextlib.suppress(OSError, ValueError):  # the folder is away for a while
-                plot.update(read_curve(folder)[1])
+                plot.update(read_curve(folder).episodes)
             figure.canvas.draw()
             now = time.monotonic()
             due = now + max(REDRAWN_EVERY, (now - began) / SHARE)

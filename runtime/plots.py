@@ -120,7 +120,7 @@ def draw(console, picture, *folders):
     suffix, content = picture.suffix[1:] or "png", io.BytesIO()
     try:
         if len(runs) == 1:
-            save_curve(runs[0][1], content, suffix)
+            save_curve(runs[0].episodes, content, suffix)
         else:
             comparison = matplotlib.figure.Figure(figsize=(8, 5), layout="constrained")
             draw_comparison(comparison, runs)
@@ -141,7 +141,7 @@ def draw_comparison(figure, runs):
 
     Args:
         figure: a Matplotlib figure, empty.
-        runs: list of (label, list of `Episode`). Runs with the same label share a colour.
+        runs: list of `Curve`. Those with the same label share a colour.
     """
     axes, labels = figure.subplots(1, 2, sharey=True), []
     for label, episodes in runs:

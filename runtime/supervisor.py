@@ -12,7 +12,7 @@ from runtime.output import Complaint
 from runtime.run import DIVERGED
 from runtime.signals import suspend, when_suspended
 
-NO_CHECKPOINT = "no checkpoint could be taken; the next try is in half a minute"
+NO_CHECKPOINT = "no checkpoint could be taken; it is retried every half minute"
 
 
 class Supervisor:
@@ -99,7 +99,7 @@ class Supervisor:
         """Do nothing; `ChiefSupervisor` does what a cluster needs."""
 
     def save(self):
-        """Take and write a checkpoint. If that fails, try again within half a minute."""
+        """Take and write a checkpoint. If none can be taken, try again in half a minute."""
         self.saved = time.monotonic()
         checkpoint = self.run.globalnet.snapshot(self.run, self.workers)
         if checkpoint:

@@ -13,7 +13,7 @@ import time
 from pong_actor import Window
 from runtime.actors import SCREEN_ANSWERS
 
-held = []  # the open file that says which place this process has
+held = {}  # the number of the place of this process -> the open file that locks it
 
 
 def window_of(run):
@@ -26,14 +26,14 @@ def window_of(run):
 
 def free_place():
     """Return the smallest number that no other process of this user holds, and hold it."""
-    if held:
-        return held[0][0]
+    for number in held:
+        return number
     for number in range(10):
         with contextlib.suppress(OSError):  # it is held, or no file or no lock can be made here
             path = pathlib.Path(tempfile.gettempdir(), f"a3c_pong-{os.getuid()}-window-{number}")
             file = open(path, "w")
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held.append((number, file))
+            held[number] = file
             return number
     return 0
 

@@ -18,6 +18,7 @@ from a3c_pong import Settings
 from cluster.config import is_alone
 from runtime import checkpoints, cores, playback, plots
 from runtime.curve import Episode
+from runtime.graph import KILLED
 from runtime.run_folder import RunFolder, new_path
 
 # ------------------------------------------------------------------------------- the whole program
@@ -123,18 +124,20 @@ LAST_WORDS = """import os, sys
 from runtime.graph import last_words
 with last_words():
     os.write(2, b"I0000 00:00:1.2 3 a.cc:1] Could not find cuda drivers\\n")
-    os.write(2, b"this machine has no AVX\\n")
+    os.write(2, b"no memory is left\\n")
     {end}
 print("goes on")
 """
+SAID = "no memory is left\n"
 
 
 @pytest.mark.parametrize(
     "end, status, shown",
     [
         ("pass", 0, ""),
-        ("os.abort()", -signal.SIGABRT, "this machine has no AVX\n"),
-        ("sys.exit(3)", 3, "this machine has no AVX\n"),
+        ("os.abort()", -signal.SIGABRT, SAID + KILLED.decode()),
+        ("os.kill(os.getpid(), 9)", -signal.SIGKILL, SAID + KILLED.decode()),
+        ("sys.exit(3)", 3, SAID),
         ("raise KeyboardInterrupt", -signal.SIGINT, None),
     ],
 )
@@ -143,7 +146,7 @@ def test_an_imports_last_words_are_shown_if_it_fails(end, status, shown):
     ended = subprocess.run(code, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == status
     if shown is None:
-        assert "AVX" not in ended.stderr
+        assert SAID not in ended.stderr and "AVX" not in ended.stderr
     else:
         assert ended.stderr == shown
     assert ended.stdout == ("goes on\n" if status == 0 else "")
