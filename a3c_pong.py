@@ -1,19 +1,19 @@
 """Asynchronous advantage actor-critic (A3C) on Pong, and the chapter's three methods beside it.
 
-Mnih et al., "Asynchronous Methods for Deep Reinforcement Learning", 2016 (arXiv 1602.01783), as the
-textbook chapter "Asynchronous Methods" writes it: one thread per core trains with its own copy of
-the network, and has Pong in a process of its own. All update the global network without a lock.
+Mnih et al., "Asynchronous Methods for Deep Reinforcement Learning", 2016 (arXiv 1602.01783), after
+the textbook chapter "Asynchronous Methods": one thread per core trains with its own copy of the
+network. All update the global network without a lock. Here each thread has Pong in a process.
 
     python a3c_pong.py                     train as the chapter does; Ctrl-C stops, draws the curve
     python a3c_pong.py --preset rally      train with the settings that win
     python a3c_pong.py --max-minutes 20    train for 20 minutes
     python a3c_pong.py --resume RUN        continue the run in that folder
     python a3c_pong.py --play RUN          show what a run has learned; --evaluate measures it
-    TF_CONFIG=... python a3c_pong.py       be one of several machines' processes (cluster/README.md)
+    TF_CONFIG=... python a3c_pong.py       run one process of a cluster (cluster/README.md)
     python a3c_pong.py --help              every setting
 
-A run prints a line for each game. It leaves the curve, scores.csv and reward.png, and checkpoints
-in runs/<time>.
+A run prints a line for each game. It writes its curve (scores.csv, reward.png) and checkpoints to
+runs/<time>.
 """
 
 from runtime.signals import Signals, quiet_until_handled
@@ -54,7 +54,10 @@ class Settings:
 
     game_env: str = setting("Pong-v0", "Gymnasium id of the Pong to play [chapter]")
     num_workers: int | None = setting(
-        None, "threads; none: one per core [chapter]", between(1, 256), changeable=True
+        None,
+        "threads, one more beside a window; none: one per core [chapter]",
+        between(1, 256),
+        changeable=True,
     )
     max_global_episodes: int = setting(
         100_000, "games to play [chapter]", AT_LEAST_1, changeable=True
@@ -76,7 +79,7 @@ class Settings:
         "chapter", "a set of defaults for the settings that are not given [ours]"
     )
     method: Literal["a3c", "one-step-q", "one-step-sarsa", "n-step-q"] = setting(
-        "a3c", "one of the chapter's four methods [chapter: its code is a3c's]"
+        "a3c", "one of the chapter's four methods [chapter: its code is A3C]"
     )
     frames: int = setting(1, "number of latest frames in a state [chapter: one]", between(1, 8))
     gae_lambda: float = setting(
@@ -90,8 +93,8 @@ class Settings:
     cut_at_points: bool = setting(False, "returns end at each point scored [chapter: no]")
     beta_power: float = setting(
         0.0,
-        "beta is multiplied by ((21 - recent score) / 42) ** beta_power; 0: constant; recent: the "
-        "mean of some 10 games [ours]",
+        "beta is multiplied by ((21 - recent score) / 42) ** beta_power; 0: constant; recent: a "
+        "moving mean of some 10 games [ours]",
         NOT_NEGATIVE,
     )
     rate_falls_below: float = setting(
@@ -99,8 +102,8 @@ class Settings:
     )
     rate_power: float = setting(
         0.0,
-        "below rate_falls_below, the rates are multiplied by max(0.01, (21 - recent score) / 42 / "
-        "rate_falls_below) ** rate_power; 0: constant [ours]",
+        "if x = (21 - recent score) / 42 / rate_falls_below is below 1, the learning rates are "
+        "multiplied by max(0.01, x) ** rate_power; 0: constant [ours]",
         NOT_NEGATIVE,
     )
     lr_q: float = setting(
@@ -178,7 +181,7 @@ RALLY_Q = RALLY | dict(anneal_steps=10_000_000)
 PRESETS = {
     "chapter": {},
     "rally": {
-        # The entropy's weight falls as the score rises, and above a score of +10.5 the rates, too.
+        # The entropy's weight falls as the score rises. Above a score of +10.5 the rates fall, too.
         "a3c": RALLY
         | dict(
             pull="both",
@@ -191,8 +194,8 @@ PRESETS = {
             rate_power=0.5,
         ),
         "n-step-q": RALLY_Q | dict(lr_q=5e-4),
-        # A point comes some 50 steps after the stroke that made it. Each copy of the target network
-        # carries its value one step back, so the copies are frequent.
+        # A point comes some 50 steps after the stroke that made it. Each copy to the target network
+        # carries the point's value one step back. So copies are frequent.
         "one-step-q": RALLY_Q | dict(gamma=0.99, lr_q=1e-3, target_steps=2000),
         # SARSA scores 2 to 5 points more with a smaller gamma and newer copies (four seeds).
         "one-step-sarsa": RALLY_Q | dict(gamma=0.95, lr_q=1e-3, target_steps=500),
@@ -216,7 +219,7 @@ class RolloutFeeds:
     """
 
     def __init__(self, dtype, sums):
-        """Create the placeholders. sums: whether a loss is the sum over the steps, or the mean."""
+        """Create the placeholders. sums: True: a loss is a sum over the steps; False: a mean."""
         self.dtype, self.sums = dtype, sums
         self.rows = tf.placeholder(tf.int32, [None], "rows")  # [U]: the pixels that are on
         self.s = tf.placeholder(dtype, [None, None], "state")  # [n + 1, U] of 0 and 1
@@ -228,12 +231,20 @@ class RolloutFeeds:
 
     def placeholders(self):
         """Return the placeholders in the order of `values`."""
-        returns = [self.discounted, self.value_weights]
-        return [self.rows, self.s, self.a_his, *returns, self.step_weights, self.beta]
+        return [
+            self.rows,
+            self.s,
+            self.a_his,
+            self.discounted,
+            self.value_weights,
+            self.step_weights,
+            self.beta,
+        ]
 
     def values(self, rollout, returns, beta):
         """Return the placeholders' values for a rollout, its `Returns` and the entropy's weight."""
         steps = len(rollout.actions)
+        states = rollout.states.astype(self.dtype)
         actions = np.append(rollout.actions, np.int32(rollout.next_action))
         discounted = np.zeros((steps + 1, 1), self.dtype)
         discounted[:-1, 0] = returns.discounted
@@ -241,13 +252,19 @@ class RolloutFeeds:
         value_weights[:-1, 1:] = returns.value_weights
         step_weights = np.zeros((steps + 1, 1), self.dtype)
         step_weights[:-1] = 1 if self.sums else 1 / steps
-        states = rollout.states.astype(self.dtype)
-        beta = np.asarray(beta, self.dtype)
-        return [rollout.rows, states, actions, discounted, value_weights, step_weights, beta]
+        return [
+            rollout.rows,
+            states,
+            actions,
+            discounted,
+            value_weights,
+            step_weights,
+            np.asarray(beta, self.dtype),
+        ]
 
-    def v_target(self, values):
-        """Return the returns [n + 1, 1], given the values [n + 1, 1] of the states."""
-        return self.discounted + self.value_weights @ tf.stop_gradient(values)
+    def v_target(self, v):
+        """Return the targets [n + 1, 1], given the values [n + 1, 1] of the states."""
+        return self.discounted + self.value_weights @ tf.stop_gradient(v)
 
     def reduce(self, x):
         """Return the chapter's reduce_mean of x [n + 1, 1] over the steps, or their sum."""
@@ -259,10 +276,10 @@ class RolloutFeeds:
 
 
 class ActorCriticNetwork:
-    """The chapter's network, as a worker has it: an actor, the policy, and a critic.
+    """A worker's network, as in the chapter: an actor (the policy) and a critic.
 
     The chapter builds this graph once for each worker. Here all workers share it, and each feeds
-    it the weights of its own `LocalCopy`. So more workers take no more time to build.
+    it the weights of its own `LocalCopy`. So it is built as fast for many workers as for one.
 
     The first layers of actor and critic see the same pixels. So their kernels stand side by side in
     one variable, `kernel`, and a row of it is one stretch of memory. Other weights are separate.
@@ -285,7 +302,7 @@ class ActorCriticNetwork:
         """Build the losses, the local gradients, the push and the pull.
 
         Args:
-            globalnet: the global network, which is built.
+            globalnet: the global network, already built.
             num_actions: 6 in Pong.
             settings: the run's.
         """
@@ -295,7 +312,7 @@ class ActorCriticNetwork:
             self.params = globalnet.local_params()  # fed; of the kernel only U rows, [U, 400]
             self.feeds = feeds = RolloutFeeds(globalnet.dtype, sums=settings.loss == "sum")
             self.s, self.a_his = feeds.s, feeds.a_his
-            self.a_prob, self.v, self.a_params, self.c_params = self._build_net()
+            self.a_prob, self.log_a_prob, self.v, self.a_params, self.c_params = self._build_net()
             self.v_target = feeds.v_target(self.v)
 
             td = tf.subtract(self.v_target, self.v, name="temporal_difference_error")  # [n + 1, 1]
@@ -317,37 +334,35 @@ class ActorCriticNetwork:
                 self.c_grads = tf.gradients(self.c_loss, self.c_params)
                 # in the kernel the actor's columns learn from a_loss, the critic's from c_loss
                 losses = [self.a_loss, self.c_loss]
-                (self.pixels_grad,) = tf.gradients(losses, [self.pixels])  # [n + 1, 400]
-                self.kernel_grad = tf.matmul(self.s, self.pixels_grad, transpose_a=True)  # [U, 400]
+                (self.product_grad,) = tf.gradients(losses, [self.product])  # [n + 1, 400]
+                kernel_grad = tf.matmul(self.s, self.product_grad, transpose_a=True)  # [U, 400]
 
         figures = {  # for TensorBoard
             "policy_loss": feeds.mean(self.a_loss),
             "value_loss": feeds.mean(self.c_loss),
             "entropy": feeds.mean(feeds.reduce(entropy)),
-            "gradient_norm": tf.linalg.global_norm(
-                [self.kernel_grad, *self.a_grads, *self.c_grads]
-            ),
+            "gradient_norm": tf.linalg.global_norm([kernel_grad, *self.a_grads, *self.c_grads]),
         }
         with tf.name_scope("sync"):  # push: the gradients; pull: into a LocalCopy
-            # the kernel's gradient, by its two factors; the kernel has an RMSProp of its own
-            push = globalnet.push_rows(feeds.rows, self.s, self.pixels_grad)
+            # the kernel's gradient is s^T @ product_grad; the kernel has its own RMSProp
+            push = globalnet.push_rows(feeds.rows, self.s, self.product_grad)
             push += globalnet.push("actor_network", self.a_grads)  # by actor_train
             push += globalnet.push("critic_network", self.c_grads)  # by critic_train
             self.sync = globalnet.connect(self.params, feeds.placeholders(), push, figures)
 
     def _build_net(self):
-        """Return a_prob [n + 1, actions], v [n + 1, 1], and the parameters but for the kernel."""
-        self.pixels = self.s @ self.params.kernel  # [n + 1, 400]
+        """Return a_prob and its logarithm, [n + 1, actions], v [n + 1, 1], and parameters."""
+        self.product = self.s @ self.params.kernel  # [n + 1, 400]
         units = [self.POLICY_UNITS, self.CRITIC_UNITS]
-        a_pixels, c_pixels = tf.split(self.pixels, units, axis=1)
+        a_product, c_product = tf.split(self.product, units, axis=1)
         a_params = self.params.heads["actor_network"]
         c_params = self.params.heads["critic_network"]
-        logits = two_layers(a_pixels, *a_params)
+        logits = two_layers(a_product, *a_params)
         a_prob = tf.nn.softmax(logits)
-        # the chapter's log(a_prob) is -inf at probability 0, and its gradient NaN; this is neither
-        self.log_a_prob = tf.nn.log_softmax(logits)
-        v = two_layers(c_pixels, *c_params)  # state value
-        return a_prob, v, a_params, c_params
+        # the chapter's log(a_prob) is -inf at probability 0, and its gradient NaN; this is finite
+        log_a_prob = tf.nn.log_softmax(logits)
+        v = two_layers(c_product, *c_params)  # state value
+        return a_prob, log_a_prob, v, a_params, c_params
 
     def update_global(self, local, rollout, returns, game=None, measure=False):  # run local
         """Apply the local gradients of a rollout to the global network.
@@ -365,11 +380,11 @@ class ActorCriticNetwork:
         Returns:
             these as a dict of name -> number, or None.
         """
-        feed_dict = self.feeds.values(rollout, returns, self.globalnet.beta())
-        return self.sync.push(local, rollout, feed_dict, game, measure)
+        fed = self.feeds.values(rollout, returns, self.globalnet.beta())
+        return self.sync.push(local, rollout, fed, game, measure)
 
     def pull_global(self, local):  # run local
-        """Copy what changed in the global network into a worker's `LocalCopy`."""
+        """Copy the weights that changed in the global network into a worker's `LocalCopy`."""
         self.sync.pull(local)
 
     # choose_action is in the actor's process: pong_actor.Player.choose_action.
@@ -380,14 +395,14 @@ class ActorCriticNetwork:
         return lambda T: None
 
 
-def two_layers(pixels, bias, head_kernel, head_bias):
-    """Return the chapter's two dense layers, relu6 and linear; pixels: s @ kernel."""
-    layer = tf.nn.relu6(tf.nn.bias_add(pixels, bias))
+def two_layers(product, bias, head_kernel, head_bias):
+    """Return the chapter's two dense layers, relu6 and linear; product: s @ kernel."""
+    layer = tf.nn.relu6(tf.nn.bias_add(product, bias))
     return tf.nn.bias_add(layer @ head_kernel, head_bias)
 
 
 class QNetwork:
-    """The base of the chapter's three Q methods: one network, Q(s, a), the actor's without softmax.
+    """The base of the chapter's three Q methods: a network for Q(s, a), as the actor's, no softmax.
 
     The global network has a target network beside it, which is an older copy of it. A worker plays
     epsilon-greedily. Push and pull are A3C's.
@@ -414,26 +429,26 @@ class QNetwork:
             self.s, self.a_his = feeds.s, feeds.a_his
             self.params = globalnet.local_params()
             target = globalnet.target_params(feeds.rows)
-            self.q, pixels, self.q_params = self._build_net(self.params)
+            self.q, product, self.q_params = self._build_net(self.params)
             self.target_q, _, _ = self._build_net(target)
             self.v_target = feeds.v_target(self.bootstrap_values())
             self.q_loss = feeds.reduce(tf.square(self.v_target - self.taken(self.q)))
-            pixels_grad, *self.q_grads = tf.gradients(self.q_loss, [pixels, *self.q_params])
-            kernel_grad = tf.matmul(self.s, pixels_grad, transpose_a=True)  # [U, 300]
+            product_grad, *self.q_grads = tf.gradients(self.q_loss, [product, *self.q_params])
+            kernel_grad = tf.matmul(self.s, product_grad, transpose_a=True)  # [U, 300]
 
         figures = {
             "q_loss": feeds.mean(self.q_loss),
             "gradient_norm": tf.linalg.global_norm([kernel_grad, *self.q_grads]),
         }
-        push = globalnet.push_rows(feeds.rows, self.s, pixels_grad)
+        push = globalnet.push_rows(feeds.rows, self.s, product_grad)
         push += globalnet.push("q_network", self.q_grads)
         self.sync = globalnet.connect(self.params, feeds.placeholders(), push, figures, target)
 
     def _build_net(self, params):
         """Return Q [n + 1, actions], the first layer's product, and the parameters after it."""
-        pixels = self.s @ params.kernel  # [n + 1, 300]
+        product = self.s @ params.kernel  # [n + 1, 300]
         q_params = params.heads["q_network"]
-        return two_layers(pixels, *q_params), pixels, q_params
+        return two_layers(product, *q_params), product, q_params
 
     def taken(self, q):
         """Return Q of the action taken in each state, [n + 1, 1], from Q [n + 1, actions]."""
@@ -495,7 +510,7 @@ METHODS = {
 
 
 def learning_rewards(rollout, lost_game_reward):
-    """Return the n rewards to learn from, floats: the game's, except the last of a lost game.
+    """Return the game's n rewards, floats, in which the last one of a lost game is replaced.
 
     Chapter: `if done and r <= 0: r = -20`. A game cut off by the frame limit is not a lost one.
     """
@@ -528,28 +543,28 @@ def lambda_returns(buffer_r, ends, gamma, lambda_):
         ends: [n] bools, whether the return is cut after a step.
         gamma, lambda_: numbers from 0 to 1.
     """
-    decayed, value_weights = discounting(np.asarray(ends, bool).tobytes(), gamma, lambda_)
+    decayed, value_weights = discounting(tuple(ends), gamma, lambda_)
     return Returns(decayed @ buffer_r, value_weights)
 
 
-@functools.lru_cache(maxsize=8)  # the chapter's rollouts are nearly all whole, without an end
+@functools.lru_cache(maxsize=8)  # nearly all of the chapter's rollouts have 20 steps and no end
 def discounting(ends, gamma, lambda_):
-    """Return the coefficients of G in the rewards and in V[1:], two matrices [n, n] float64.
+    """Return two matrices, [n, n] float64, that give G from the rewards and from V[1:].
 
-    In row t, column k of the first is (gamma lambda) ** (k - t) for k from t to the next end, else
-    0. The second is that times V_{k+1}'s factor in G_k: gamma (1 - lambda), or gamma in the last
-    step, or 0 at an end.
+    Row t of the first has (gamma lambda) ** (k - t) in column k, from k = t to the next end, and
+    else 0. The second is the first with each column k times the factor of V_{k+1} in G_k. That is
+    0 at an end, gamma in the last step, and gamma (1 - lambda) in the others.
 
     Args:
-        ends: bytes, one a step, because the cache needs a hashable argument.
+        ends: tuple of n bools.
         gamma, lambda_: numbers from 0 to 1.
     """
-    ends = np.frombuffer(ends, bool)
-    distance = np.arange(len(ends)) - np.arange(len(ends))[:, np.newaxis]
-    episode = np.cumsum(ends) - ends  # each step's number; an episode's last step belongs to it
-    powers = (gamma * lambda_) ** np.arange(len(ends), dtype=float)
+    ends, steps = np.array(ends, bool), np.arange(len(ends))
+    distance = steps - steps[:, np.newaxis]
+    stretch = np.cumsum(ends) - ends  # the stretch between ends in which a step is
+    powers = (gamma * lambda_) ** steps.astype(float)
     decayed = np.triu(powers[np.maximum(distance, 0)])
-    decayed *= episode == episode[:, np.newaxis]
+    decayed *= stretch == stretch[:, np.newaxis]
     discounts = np.where(ends, 0, gamma * (1 - lambda_))
     discounts[-1] = 0 if ends[-1] else gamma
     return decayed, decayed * discounts
@@ -593,13 +608,13 @@ class Worker:
                         ended = self.add_up(rollout, buffer_r)
                         with run.updating:  # one thread per core, so that none waits for a core
                             if settings.pull in ("before", "both"):
-                                self.AC.pull_global(self.local)  # for a gradient of newest weights
+                                self.AC.pull_global(self.local)  # newest weights for the gradient
                             figures = self.AC.update_global(
                                 self.local, rollout, v_target, ended, run.measuring_is_due()
                             )
                             if settings.pull in ("after", "both"):
                                 self.AC.pull_global(self.local)  # to play with the newest weights
-                        # counts T, and for an ended game global_running_rate and its line
+                        # adds to T, and an ended game to the curve (global_running_rate)
                         T = run.count(len(buffer_r), ended, figures)
                         # whether the rollout passed a multiple of target_steps; A3C has no target
                         if T % settings.target_steps < len(buffer_r):
@@ -614,7 +629,7 @@ class Worker:
         self.actors.share_core(self.name)
         self.local = self.AC.globalnet.local_copy(actor.policy)
         self.AC.pull_global(self.local)
-        if self.saved_game is None or actor.window:
+        if self.saved_game is None or actor.window:  # a window begins with a new game
             self.score = self.ep_r = 0
         else:
             actor.restore(self.saved_game)
@@ -655,7 +670,7 @@ class Worker:
         """Replace a dead actor by one with a new game."""
         if not self.run.coordinator.should_stop():
             with self.run.gate:
-                self.actor = self.saved_game = None  # even if no other actor can be started
+                self.actor = self.saved_game = None  # first, as no other actor may start
                 self.run.notices.append(self.actors.replace(self.name, death))
 
 
@@ -685,7 +700,7 @@ def build(launch):
             critic_train = tf.train.RMSPropOptimizer(
                 settings.lr_critic * rate, name="RMSPropOptimiserCritic", **rmsprop
             )
-            q_train = tf.train.RMSPropOptimizer(  # the Q methods have this one instead
+            q_train = tf.train.RMSPropOptimizer(  # only the Q methods use this one
                 settings.lr_q * rate, name="RMSPropOptimiserQ", **rmsprop
             )
             trains = dict(actor_network=actor_train, critic_network=critic_train, q_network=q_train)
@@ -720,7 +735,8 @@ def train(launch):
     # Blocks until the run stops. A thread that waits for another machine is left out of the result.
     worker_threads = supervisor.show_and_save(worker_threads)
     coordinator.join(worker_threads)  # raises a worker's exception
-    return supervisor.plot()
+    supervisor.plot()
+    return supervisor.exit_status()
 
 
 def main(arguments=None):
@@ -730,14 +746,14 @@ def main(arguments=None):
     if command.draw or command.play is not None or command.evaluate is not None:
         return playback.main(command, given, signals)
     member = cluster_member(given)  # as TF_CONFIG says; None: this process is alone
-    if member and member.job == "ps":
-        return serve(member, signals)
-    if member and member.job == "worker":
-        launch = WorkerLaunch(member, given, Settings, signals)
-    elif member:
-        launch = ChiefLaunch(member, command, given, Settings, signals)
-    else:
+    if member is None:
         launch = Launch(command, given, Settings, signals)
+    elif member.job == "ps":
+        return serve(member, signals)
+    elif member.job == "worker":
+        launch = WorkerLaunch(member, given, Settings, signals)
+    else:
+        launch = ChiefLaunch(member, command, given, Settings, signals)
     with launch:
         return train(launch)
 

@@ -5,7 +5,7 @@ other, however many cores there are, and each worker has one in a process of its
 another process and back takes a third of a step's time. So the policy is in that process, too: the
 worker writes its local weights to shared memory, asks for a rollout, and is answered once.
 
-`main` is the process, in which `Pong` and `Player` run. The worker's side is in runtime/actors.py.
+`main` runs in that process, with `Pong` and `Player`. The worker's side is in runtime/actors.py.
 Nothing here imports TensorFlow, Matplotlib or rich.
 """
 
@@ -32,7 +32,8 @@ import numpy as np
 from preprocessing import INPUT_SIZE, SCREEN_SHAPE, active_pixels
 
 MESSAGE_SIZE = 64  # bytes, more than any message has; the arrays go through shared memory
-REQUEST = "id"  # a rollout: its number of steps, and epsilon, which is NaN for None
+REQUEST = struct.Struct("id")  # number of steps; epsilon, NaN for None
+ANSWER = struct.Struct("ii??i")  # numbers of steps and rows; terminal, truncated, next_action
 STATE_SIZE = 2**17  # bytes, more than any game's state, which has some 17,000
 GIVE_STATE = 0  # a request for no steps asks for the game's state
 
@@ -40,19 +41,19 @@ GIVE_STATE = 0  # a request for no steps asks for the game's state
 class Rollout(NamedTuple):
     """An actor's answer: as many steps as were asked for, or fewer if the game ended."""
 
-    rows: np.ndarray  # [U] int32, sorted: the inputs that are 1 in at least one of the states
+    rows: np.ndarray  # [U] int, sorted: the inputs that are 1 in at least one of the states
     states: np.ndarray  # [n + 1, U] uint8: those inputs; the last is the state after the steps
-    actions: np.ndarray  # [n] int32
-    rewards: np.ndarray  # [n] float32: the game's own, -1, 0 or 1
+    actions: np.ndarray  # [n] int
+    rewards: np.ndarray  # [n] float: the game's own, -1, 0 or 1
     terminal: bool  # the game is over
     truncated: bool  # the emulator's frame limit ended the game
     next_action: int = 0  # the action for the last state, if it is chosen ahead
 
 
 class PolicyWeights(NamedTuple):
-    """The actor network's weights."""
+    """The weights with which an actor plays."""
 
-    kernel: np.ndarray  # [inputs, units] float32; those of the policy, [inputs, hidden], come first
+    kernel: np.ndarray  # [inputs, units] float32; its first `hidden` columns are the policy's
     bias: np.ndarray  # [hidden] float32
     head_kernel: np.ndarray  # [hidden, actions] float32
     head_bias: np.ndarray  # [actions] float32
@@ -75,7 +76,7 @@ class SharedMemory:
     """
 
     def __init__(self, file_descriptor, sizes):
-        """Map the memory of a file descriptor, an int, and give it its size; sizes: `Sizes`."""
+        """Size and map the memory of a file descriptor, an int; sizes: `Sizes`."""
         max_steps, inputs, units, hidden, actions = sizes
         arrays = dict(
             kernel=((inputs, units), np.float32),
@@ -104,17 +105,25 @@ class SharedMemory:
     def write(self, rollout):
         """Copy a rollout's arrays; return the bytes with which `read` finds them."""
         steps, used = len(rollout.actions), len(rollout.rows)
-        self.actions[:steps], self.rewards[:steps] = rollout.actions, rollout.rewards
-        self.rows[:used], self.states[: (steps + 1) * used] = rollout.rows, rollout.states.ravel()
-        ends = rollout.terminal, rollout.truncated
-        return struct.pack("iibbi", steps, used, *ends, rollout.next_action)
+        self.actions[:steps] = rollout.actions
+        self.rewards[:steps] = rollout.rewards
+        self.rows[:used] = rollout.rows
+        self.states[: (steps + 1) * used] = rollout.states.ravel()
+        terminal, truncated = rollout.terminal, rollout.truncated
+        return ANSWER.pack(steps, used, terminal, truncated, rollout.next_action)
 
     def read(self, message):
         """Return the `Rollout` written last; its arrays are valid until the next one is written."""
-        steps, used, terminal, truncated, next_action = struct.unpack("iibbi", message)
-        states = self.states[: (steps + 1) * used].reshape(steps + 1, used)
-        arrays = self.rows[:used], states, self.actions[:steps], self.rewards[:steps]
-        return Rollout(*arrays, bool(terminal), bool(truncated), next_action)
+        steps, used, terminal, truncated, next_action = ANSWER.unpack(message)
+        return Rollout(
+            rows=self.rows[:used],
+            states=self.states[: (steps + 1) * used].reshape(steps + 1, used),
+            actions=self.actions[:steps],
+            rewards=self.rewards[:steps],
+            terminal=terminal,
+            truncated=truncated,
+            next_action=next_action,
+        )
 
 
 class Window(NamedTuple):
@@ -157,13 +166,15 @@ class Game(NamedTuple):
 def game(game_env):
     """Return the `Game` of a Gymnasium id. Raises ValueError as `make_env` does."""
     env = make_env(game_env)
-    frameskip = env._frameskip
-    frames = frameskip if isinstance(frameskip, int) else (sum(frameskip) - 1) / 2
+    frames = env._frameskip
+    if not isinstance(frames, int):
+        lowest, above_highest = frames
+        frames = (lowest + above_highest - 1) / 2
     return Game(game_env, int(env.action_space.n), frames)
 
 
 class Pong:
-    """Gymnasium's environment, stepped as its own `step` does, but read as active pixels."""
+    """Gymnasium's environment; it steps as `env.step` does, and returns active pixels."""
 
     def __init__(self, game_env, seed, render_mode=None):
         """seed: int >= 0, as for `env.reset(seed=...)`."""
@@ -187,7 +198,7 @@ class Pong:
         return self._read(), reward, ale.game_over(with_truncation=False), ale.game_truncated()
 
     def _frames(self):
-        """Return the number of frames of the next step, from a hundred of the env's draws."""
+        """Return the number of frames of the next step; the env draws a hundred at once."""
         if not self.frameskips:
             frameskip = self.env._frameskip
             if isinstance(frameskip, int):
@@ -199,7 +210,7 @@ class Pong:
         self.ale.getScreen(self.screen)
         return active_pixels(self.screen)
 
-    # With sticky actions the emulator may repeat the action before. Its saved state lacks that
+    # With sticky actions the emulator may repeat the previous action. Its saved state lacks that
     # action. So `save` adds a digest of the next states, and `restore` tries each action until the
     # digest is the same.
 
@@ -225,15 +236,17 @@ class Pong:
         state = ale_py.ALEState.__new__(ale_py.ALEState)
         state.__setstate__(emulator)
         for last_action in self.actions:
-            for look_ahead in True, False:
-                for _ in range(20):  # an earlier action may stick, but not so many times
-                    self.ale.act(last_action)
-                self.ale.restoreState(state)
-                if look_ahead and self._next_frames().hex() != about["next_frames"]:
-                    break
-            else:
+            self._load(state, last_action)
+            if self._next_frames().hex() == about["next_frames"]:
+                self._load(state, last_action)
                 return
         raise RuntimeError("the emulator does not continue as it would have when it was saved")
+
+    def _load(self, state, last_action):
+        """Load the emulator's state, with the action that may be repeated."""
+        for _ in range(20):  # an earlier action may stick, but not so many times
+            self.ale.act(last_action)
+        self.ale.restoreState(state)
 
     def _next_frames(self):
         """Play 12 frames without an action; return a digest of the states, 32 bytes."""
@@ -258,8 +271,7 @@ class Player:
         """
         self.pong, self.policy, self.ahead = pong, policy, ahead
         self.rng = np.random.default_rng(seed)
-        inputs, actions = len(policy.kernel), len(policy.head_bias)
-        self.actions = range(actions)
+        inputs = len(policy.kernel)
         self.ones = np.ones(inputs, np.float32)
         self.column = np.empty(inputs, np.int64)  # input -> its column in a rollout's states
         self.frames = collections.deque(maxlen=inputs // INPUT_SIZE)  # the latest, newest first
@@ -283,12 +295,13 @@ class Player:
             epsilon: None to draw from the softmax of the outputs; else the probability of a random
                 action in place of the best one.
         """
-        if epsilon is not None and self.rng.random() < epsilon:
-            return int(self.rng.integers(len(self.actions)))
+        if epsilon is not None:
+            if self.rng.random() < epsilon:
+                return int(self.rng.integers(len(self.policy.head_bias)))
+            outputs = self.outputs(state)
+            return outputs.index(max(outputs))
         outputs = self.outputs(state)
         highest = max(outputs)
-        if epsilon is not None:
-            return outputs.index(highest)
         weights = [math.exp(output - highest) for output in outputs]
         threshold = self.rng.random() * sum(weights)
         for action, weight in enumerate(weights):
@@ -310,7 +323,8 @@ class Player:
         """
         if self.game_over:
             self.frames.clear()
-            self.state, self.next_action = self._stack(self.pong.reset()), None
+            self.state = self._stack(self.pong.reset())
+            self.next_action = None
         states, actions, rewards = [self.state], [], []
         terminal = truncated = False
         while len(actions) < max_steps and not (terminal or truncated) and not interrupted():
@@ -325,8 +339,16 @@ class Player:
         self.state, self.game_over = states[-1], terminal or truncated
         if self.ahead and self.next_action is None:
             self.next_action = self.choose_action(self.state, epsilon)
-        over_rows = self._over_rows(states)
-        return Rollout(*over_rows, actions, rewards, terminal, truncated, self.next_action or 0)
+        rows, states = self._over_rows(states)
+        return Rollout(
+            rows=rows,
+            states=states,
+            actions=np.array(actions, int),
+            rewards=np.array(rewards, float),
+            terminal=terminal,
+            truncated=truncated,
+            next_action=self.next_action or 0,
+        )
 
     def save(self):
         """Return the state of game and player, without the policy, as bytes."""
@@ -390,12 +412,17 @@ def arrange(window):
 
 
 def main():
-    """Answer each request, a number of steps, with a rollout: the actor's process.
+    """Run the actor's process: answer each request, a number of steps, with a rollout.
 
     A request for 0 steps asks for the state of the game. One for -n steps restores a state of n
     bytes.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGHUP,
+        signal.SIGUSR1,
+    ):  # the parent decides
         signal.signal(number, signal.SIG_IGN)
     np.seterr(all="ignore")  # the main process reports a diverged network
     gc.disable()  # nothing here makes cycles of references, and the search for them takes time
@@ -412,12 +439,12 @@ def main():
 
     def parent_is_gone():
         """Return whether the parent has ended. Only a window's rollouts are long enough to ask."""
-        return options["window"] and select.select([connection], [], [], 0)[0]
+        return bool(options["window"] and select.select([connection], [], [], 0)[0])
 
     with contextlib.suppress(OSError):  # the parent is gone
         connection.send(b"ready")
         while request := connection.recv(MESSAGE_SIZE):
-            steps, epsilon = struct.unpack(REQUEST, request)
+            steps, epsilon = REQUEST.unpack(request)
             epsilon = None if math.isnan(epsilon) else epsilon
             if steps > 0:
                 connection.send(shared.write(player.play(steps, epsilon, parent_is_gone)))

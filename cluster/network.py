@@ -62,12 +62,12 @@ class RemoteNetwork(Schedule):
         """Return what is fetched to push gradients of a network: the gradients."""
         return list(gradients)
 
-    def push_rows(self, rows, s, pixels_grad):
+    def push_rows(self, rows, s, product_grad):
         """Return what is fetched to push the gradient of rows of the kernel: one of its factors.
 
         The other, the states, is known here. Their product has ten times the bytes.
         """
-        return [pixels_grad]
+        return [product_grad]
 
     def connect(self, *how):
         """Return the workers' `RemoteConnection`; the arguments are its."""
@@ -157,7 +157,7 @@ class RemoteConnection:
         # if a worker pulls only before its update, the answer to its last one is too old by then
         self.keeps_answer = globalnet.settings.pull != "before"
 
-    def push(self, local, rollout, feed_dict, game, measure):
+    def push(self, local, rollout, fed, game, measure):
         """Push the gradients of a rollout, and count its steps and the game it ended.
 
         The answer is kept for the next pull. A push that got no answer counts for nothing.
@@ -165,7 +165,7 @@ class RemoteConnection:
         Args:
             local: the worker's `RemoteCopy`.
             rollout: a `pong_actor.Rollout`.
-            feed_dict: list of values for `feeds`.
+            fed: list of values for `feeds`.
             game: None, or the `EndedGame` that ended with it.
             measure: whether to measure the update.
 
@@ -173,7 +173,7 @@ class RemoteConnection:
             a dict of name -> number if it was measured, else None.
         """
         globalnet, figures = self.globalnet, None
-        fed = *feed_dict, *local.values(rollout.rows)
+        fed = [*fed, *local.values(rollout.rows)]
         if measure:
             values = self._measure(*fed)
             figures = dict(zip(self.figures, map(float, values)))
@@ -186,8 +186,8 @@ class RemoteConnection:
         ended = (np.array(record, kind) for record, kind in zip(records, kinds))
         since = local.pulled_at - 1 if self.keeps_answer else NEVER
         steps = np.int64(len(rollout.actions))
-        fed = rollout.rows, rollout.states, *gradients, rate, steps, *ended, np.int64(since)
-        answer = self.link.exchange(np.int64(local.incarnation), *fed)
+        sent = rollout.rows, rollout.states, *gradients, rate, steps, *ended, np.int64(since)
+        answer = self.link.exchange(np.int64(local.incarnation), *sent)
         if answer:
             T, _, lost, *answer = answer
             globalnet.saw(int(T), local.incarnation)

@@ -133,7 +133,7 @@ class Parameters(Board):
         units, dtype = int(self.kernel.shape[1]), self.kernel.dtype.base_dtype
         rows = tf.placeholder(tf.int32, [None], "rows")  # [U]
         states = tf.placeholder(tf.uint8, [None, None], "states")  # [n + 1, U]
-        pixels_grad = tf.placeholder(dtype, [None, units], "pixels_grad")  # [n + 1, units]
+        product_grad = tf.placeholder(dtype, [None, units], "product_grad")  # [n + 1, units]
         s = tf.cast(states, dtype)
         grads = []
         for variable in self.params:
@@ -146,7 +146,7 @@ class Parameters(Board):
             with tf.control_dependencies([self._going()]):
                 before = self.updates.read_value()
                 T = self.T.read_value() + steps
-            with tf.control_dependencies([self._update(before, rows, s, pixels_grad, grads)]):
+            with tf.control_dependencies([self._update(before, rows, s, product_grad, grads)]):
                 log = [tf.scatter_update(self.touched_by, rows, fill(rows, before + 1)).op]
             with tf.control_dependencies(log):
                 done = [self.updates.assign(before + 1).op, self.T.assign(T).op]
@@ -161,18 +161,18 @@ class Parameters(Board):
         age = tf.timestamp() - self.beat.read_value()
         with tf.control_dependencies([T]):
             pulled = self._build_pull(since)
-        fed = [self.mine, rows, states, pixels_grad, *grads, self.net.rate, steps, *ended]
+        fed = [self.mine, rows, states, product_grad, *grads, self.net.rate, steps, *ended]
         fed.append(since)
         self.calls["exchange"] = [T, age, self.lost.read_value(), *pulled], fed
         self.calls["pull"] = self._build_pull(since), [since]
 
-    def _update(self, before, rows, s, pixels_grad, grads):
+    def _update(self, before, rows, s, product_grad, grads):
         """Return an operation: the optimizers' update, after `before` others."""
         missed = before - tf.gather(self.touched_by, rows)
         power = tf.pow(tf.constant(self.net.kernel_train.decay, tf.float64), tf.to_double(missed))
         factors = tf.cast(power, self.mean_square.dtype.base_dtype)[:, tf.newaxis]
         with tf.control_dependencies([self.net.kernel_train.decay_rows(rows, factors)]):
-            push = self.net.push_rows(rows, s, pixels_grad)
+            push = self.net.push_rows(rows, s, product_grad)
             for name, variables in self.net.params.heads.items():
                 mine, grads = grads[: len(variables)], grads[len(variables) :]
                 push += self.net.push(name, mine)

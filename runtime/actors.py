@@ -86,7 +86,8 @@ class PongActor:
             ActorDied: also, as ScreenHangs, if its window cannot be opened.
         """
         if self.window and not self.ready:
-            self._receive()  # it is about to ask the screen for a window
+            said = self._receive()  # it is about to ask the screen for a window
+            self.ready = said.endswith(b"ready")  # two messages may come as one
         if not self.ready:
             self.ready = self._receive(SCREEN_ANSWERS) == b"ready"
 
@@ -112,7 +113,10 @@ class PongActor:
 
         An actor that does not answer within so many seconds hangs, and is killed.
         """
-        if not select.select([self.connection], [], [], seconds)[0]:
+        for wait in seconds, 0:  # again, as the program may have been suspended meanwhile
+            if select.select([self.connection], [], [], wait)[0]:
+                break
+        else:
             self.close()
         (size,) = struct.unpack("i", self._receive())
         return self.shared.saved[:size].copy()
@@ -131,7 +135,7 @@ class PongActor:
 
     def _request(self, steps, epsilon=math.nan):
         with contextlib.suppress(OSError):  # it is dead: the missing answer will tell
-            self.connection.send(struct.pack(REQUEST, steps, epsilon))
+            self.connection.send(REQUEST.pack(steps, epsilon))
 
     def _receive(self, seconds=None):
         """Return the actor's next message. If it has a window, it must come in so many seconds."""
@@ -306,12 +310,13 @@ class GamesInPlay:
             dict of actor/NAME -> the game's state; dict of NAME -> the worker's counts.
         """
         states, counts = {}, {}
+        seconds = 1 + 0.1 * len(self.asked) / usable_cores()
         for worker in self.workers:
             state = worker.saved_game  # one that a worker has not continued yet
             if worker in self.asked:
                 state = None
                 with contextlib.suppress(ActorDied):  # its worker will find out
-                    state = worker.actor.state()
+                    state = worker.actor.state(seconds)
             if state is not None:
                 states[f"actor/{worker.name}"] = state
             score, ep_r = (0, 0) if state is None else (worker.score, worker.ep_r)

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import pathlib
+import re
 import sys
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
@@ -108,6 +109,11 @@ def user_errors():
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaint is one line, with status 2."""
+
+    def __init__(self, **how):
+        super().__init__(**how)
+        # before Python 3.14, -2e1 is taken for an option
+        self._negative_number_matcher = re.compile(r"-\d*\.?\d+(e[-+]?\d+)?$", re.I)
 
     def error(self, message):
         fail(message)

@@ -272,17 +272,17 @@ class TerminalView:
             court: the court's rows; 0 if there is no room for it.
             beside: whether figures and curve stand beside the court.
         """
-        (width, height), lines = self.console.size, self.lines
+        (width, height), lines = self.size, self.lines
         if court and not beside:
             figures = [f"{name} {value}" for name, value in self.figures.items()]
-            line = [Segment("  ".join([*figures, "Ctrl-C ends it"]), self.DIM)]
+            line = [Segment("  ".join(["Ctrl-C ends it", *figures]), self.DIM)]
             rows = [Segment.adjust_line_length(line, width)]
             room = height - court - 1
         else:
             left = SIDE if court else 0
             rows = self._figures(court or min(20, height), width - left)
-            last = "Ctrl-C ends it" if court else f"the game takes {SIDE} columns, {self.ROWS} rows"
-            rows.append([Segment(last, self.DIM)])
+            needs = f"the game needs {SIDE} columns, {self.ROWS + (not beside)} rows"
+            rows.append([Segment("Ctrl-C ends it" if court else needs, self.DIM)])
             if court:
                 rows = [[Segment(" "), *row] for row in rows]
             rows = [Segment.adjust_line_length(row, width - left) for row in rows]
@@ -293,7 +293,7 @@ class TerminalView:
 
     def _figures(self, court, width):
         """Return the rows beside a court of so many rows, but for the last: figures and curve."""
-        curve, across = self.curve, min(width - 1, 60)
+        curve, across = self.curve, max(1, min(width - 1, 60))
         rows = [
             [Segment(name, self.DIM), Segment(f"{value:>{max(0, min(across, 24) - len(name))}}")]
             for name, value in self.figures.items()
@@ -327,8 +327,8 @@ class TerminalDisplay(Display):
 
     def __exit__(self, *exception):
         self.view.__exit__(*exception)
-        if self.lines:
-            self.console.out("\n".join(self.lines))
+        for first in range(0, len(self.lines), 1000):  # few at a time, to be seen as output
+            self.console.out("\n".join(self.lines[first : first + 1000]))
         self.lines = []
 
     def refresh(self):
@@ -340,12 +340,12 @@ class TerminalDisplay(Display):
             self.told_at, episodes = now, self.run.episodes
             last = episodes[-1] if episodes else None
             figures = {
+                "W_0's game": f"{score}",
                 "games": f"{self.games:,}",
                 "steps/s": self.speed(),
                 "running score": f"{last.running_score:.1f}" if last else "",
                 "Ep_r": f"{last.running_reward:.1f}" if last else "",
                 "time left": self.used_and_left()[1],
-                "W_0's game": f"{score}",
             }
             curve = [e.running_score for e in episodes[:: 1 + len(episodes) // 1000]]
             self.view.tell(figures, "running score", curve, self.lines)

@@ -198,15 +198,15 @@ class GlobalVariables:
         pairs = zip(gradients, self.params.heads[name])
         return [self.optimizers[name].apply_gradients(pairs)]
 
-    def push_rows(self, rows, s, pixels_grad):
-        """Return operations that apply the gradient of rows of the kernel, `s^T @ pixels_grad`.
+    def push_rows(self, rows, s, product_grad):
+        """Return operations that apply the gradient of rows of the kernel, `s^T @ product_grad`.
 
         Args:
             rows: [U] int32.
             s: [n + 1, U], the states.
-            pixels_grad: [n + 1, units], the gradient of `s @ kernel`.
+            product_grad: [n + 1, units], the gradient of `s @ kernel`.
         """
-        gradient = tf.matmul(s, pixels_grad, transpose_a=True)
+        gradient = tf.matmul(s, product_grad, transpose_a=True)
         return self.kernel_train.apply_gradients(gradient, rows)
 
     def local_params(self):
@@ -379,13 +379,13 @@ class Connection:
         pull = [tf.gather(globalnet.params.kernel, rows), *others]
         self._pull = make_callable(session, pull, [rows])
 
-    def push(self, local, rollout, feed_dict, game, measure):
+    def push(self, local, rollout, fed, game, measure):
         """Push the gradients of a rollout.
 
         Args:
             local: the worker's `LocalCopy`.
             rollout: a `pong_actor.Rollout`.
-            feed_dict: list of values for `feeds`.
+            fed: list of values for `feeds`.
             game: what a cluster counts in the same call; not used here.
             measure: whether to measure the update.
 
@@ -393,7 +393,7 @@ class Connection:
             a dict of name -> number if it was measured, else None.
         """
         globalnet, figures = self.globalnet, None
-        fed = *feed_dict, *local.values(rollout.rows), np.float32(globalnet.rate_now())
+        fed = [*fed, *local.values(rollout.rows), np.float32(globalnet.rate_now())]
         globalnet.row_log.begin_update(rollout.rows, globalnet.catch_up)
         if measure:
             figures = dict(zip(self.figures, map(float, self._push_and_measure(*fed))))

@@ -9,6 +9,8 @@ import re
 import signal
 import sys
 
+from runtime.signals import Signals
+
 
 class LoadedLater:
     """A stand-in for `tensorflow.compat.v1`, which works after `load_tensorflow`."""
@@ -76,7 +78,7 @@ CHATTER = re.compile(rb"WARNING: All log messages before|I\d{4} |[-\d]+ [\d:.]+:
 def show_unless_good(reading, writing):
     """Be the child of `last_words`: read a pipe to its end, and show its last lines if need be."""
     os.close(writing)
-    for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGTSTP:
+    for number in *Signals.NUMBERS, signal.SIGTSTP:
         signal.signal(number, signal.SIG_IGN)  # it ends with its parent
     text = b""
     while more := os.read(reading, 65536):

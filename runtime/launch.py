@@ -38,8 +38,6 @@ class Starting:
         self.actors = self.output = None
 
     def __exit__(self, kind, error, traceback):
-        if isinstance(error, KeyboardInterrupt):
-            self.signals.starting = False  # a second signal changes nothing
         if self.actors:
             self.actors.close()
         if self.output:
@@ -187,7 +185,12 @@ class Launch(Starting):
     def supervisor(self, run, workers):
         """Return the `Supervisor`; start the plot's window if W_0 has one."""
         self.signals.starting, self.begun = False, True
-        plot = PlotWindow(self.folder.path, self.window.shift) if self.in_window else None
+        plot = None
+        if self.in_window:
+            try:
+                plot = PlotWindow(self.folder.path, self.window.shift)
+            except OSError as error:
+                run.notices.append(f"no window for the plot: {checkpoints.why(error)}")
         return self.SUPERVISOR(
             run, workers, self.folder, self.actors, self.output, plot, self.signals
         )

@@ -77,7 +77,7 @@ def new_console():
         if not os.environ.get(name, "0").strip("0"):
             os.environ.pop(name, None)
     file = Stream(1, sys.stdout)
-    plain = dict(highlight=False, markup=False, soft_wrap=True)
+    plain = dict(highlight=False, markup=False, emoji=False, soft_wrap=True)
     return rich.console.Console(file=file, force_terminal=file.isatty(), **plain)
 
 
@@ -140,6 +140,7 @@ class OutputThread(threading.Thread):
         self.shown = display
         with display:
             while self.display is display:
+                self.changed.clear()
                 display.refresh()
                 self.changed.wait(display.PERIOD)
             display.refresh()

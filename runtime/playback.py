@@ -136,7 +136,7 @@ def actor_with(policy, game, seed, window=None):
 # ------------------------------------------------------------------------------------------- --play
 
 
-def play(path, render, seed, console):
+def play(path, render, seed, console, signals):
     """Play game after game, in the emulator's window until it is closed, or in the terminal."""
     policy, checkpoint = load_policy(path)
     about, path = checkpoint.about, checkpoint.path
@@ -162,7 +162,7 @@ def play(path, render, seed, console):
                 f"playing {path}, {training(about)}; Ctrl-C ends it",
             ]:
                 console.print(line)
-            return show(actor, epsilon, game, console)
+            return show(actor, epsilon, game, console, signals)
     why_not = [why for place, why in why_not.items() if render in (place, "auto")]
     raise ValueError(f"{', and '.join(why_not)}; --record writes a film instead")
 
@@ -172,11 +172,14 @@ def training(about):
     return f"after {about['agent_steps']:,} steps of training"
 
 
-def play_in_window(actor, epsilon, game, console):
+def play_in_window(actor, epsilon, game, console, signals):
     """Play until the window is closed; return the exit status."""
     try:
         for number in itertools.count(1):
-            console.print(game_line(number, play_game(actor, epsilon)))
+            played = play_game(actor, epsilon, watch=lambda *_: bool(signals))
+            if signals:
+                raise KeyboardInterrupt
+            console.print(game_line(number, played))
     except ScreenHangs as death:
         raise Failed(str(death)) from None
     except ActorDied as death:
@@ -185,7 +188,7 @@ def play_in_window(actor, epsilon, game, console):
     return 0  # its user closed the window
 
 
-def play_in_terminal(actor, epsilon, game, console):
+def play_in_terminal(actor, epsilon, game, console, signals):
     """Play at the game's own pace until a signal comes."""
     pace, due, lines = game.frames_per_step / FRAMES_A_SECOND, time.monotonic(), []
     suspended = []  # whether Ctrl-Z was pressed
@@ -202,13 +205,18 @@ def play_in_terminal(actor, epsilon, game, console):
         if rollout.rewards.any():
             view.tell({"game": f"{number}", "score": f"{won} : {lost}"}, lines=lines)
         view.show(rollout.rows[rollout.states[-1].nonzero()[0]])
+        return bool(signals)
 
+    signals.starting = False  # an exception might come while a frame is half written
     try:
         with TerminalView(console) as view:
             when_suspended(lambda: suspended.append(True))
             for number in itertools.count(1):
                 view.tell({"game": f"{number}", "score": "0 : 0"}, lines=lines)
-                lines.append(game_line(number, play_game(actor, epsilon, 1, show)))
+                played = play_game(actor, epsilon, 1, show)
+                if signals:
+                    raise KeyboardInterrupt
+                lines.append(game_line(number, played))
     except ActorDied as death:
         raise Failed(f"the emulator died ({death})") from None
     finally:  # on the screen that was there before
@@ -292,6 +300,8 @@ def record(path, film, seconds, seed, console, signals):
         last = round(min(max(1, FRAMES_A_SECOND * seconds), sys.maxsize))
     with writing(film) as unfinished:
         write(unfinished, itertools.islice(frames, last))
+        if signals:  # after the last frame
+            raise KeyboardInterrupt
     size = film.stat().st_size / 1e6
     size = f"{size:.1f} MB" if size >= 1 else f"{1000 * size:.0f} KB"
     length = frames.number / FRAMES_A_SECOND
@@ -379,7 +389,8 @@ def write_mp4(path, frames):
         ffmpeg.kill()
         ffmpeg.wait()
     if ffmpeg.returncode:
-        last_line = [f"status {ffmpeg.returncode}", *complaint.decode().splitlines()][-1]
+        complaint = complaint.decode(errors="replace").splitlines()
+        last_line = complaint[-1] if complaint else f"status {ffmpeg.returncode}"
         raise Failed(f"ffmpeg failed: {last_line}")
 
 
@@ -441,11 +452,15 @@ def play_all(policy, about, games, seed, console, signals):
         rich.progress.TextColumn("games,"), rich.progress.TimeElapsedColumn(),
         console=console, disable=not console.is_terminal,
     )  # fmt: skip
-    stopping, played = threading.Event(), {}
+    stopping, played, playing = threading.Event(), {}, set()
 
     def play_one(number, epsilon):
         with actor_with(policy, game, [seed, number]) as actor:
-            return play_game(actor, epsilon, watch=lambda *_: stopping.is_set())
+            playing.add(actor)
+            try:
+                return play_game(actor, epsilon, watch=lambda *_: stopping.is_set())
+            finally:
+                playing.remove(actor)
 
     signals.starting = False  # an exception might leave a lock of the threads' locked
     with bar, concurrent.futures.ThreadPoolExecutor(usable_cores()) as threads:
@@ -465,6 +480,8 @@ def play_all(policy, about, games, seed, console, signals):
         finally:  # games that are left, after a signal or a death, are not played
             stopping.set()
             threads.shutdown(wait=False, cancel_futures=True)
+            for actor in list(playing):  # one that hangs would be waited for
+                actor.close()
     if signals:
         raise KeyboardInterrupt
     return {way: [task.result() for task in tasks] for way, tasks in played.items()}
@@ -524,7 +541,7 @@ def main(command, given, signals):
             seed = int.from_bytes(os.urandom(3)) if seed is None else seed
             if command.record is not None:
                 return record(command.play, command.record, command.seconds, seed, console, signals)
-            return play(command.play, given.get("render", "auto"), seed, console)
+            return play(command.play, given.get("render", "auto"), seed, console, signals)
     except KeyboardInterrupt:
         return 128 + signals[0]  # as in shells
     except Failed as error:

@@ -26,17 +26,18 @@ def why_no_window(pyplot):
     """Choose Matplotlib's backend; return None, or why it opens no window, in words."""
     from matplotlib.backends import BackendFilter, backend_registry
 
-    wanted = os.environ.get("MPLBACKEND")
-    if wanted is not None:
-        windowed = backend_registry.list_builtin(BackendFilter.INTERACTIVE)
-        if wanted.lower() not in [name.lower() for name in windowed]:
+    windowed = [name.lower() for name in backend_registry.list_builtin(BackendFilter.INTERACTIVE)]
+    if wanted := os.environ.get("MPLBACKEND"):
+        if wanted.lower() not in windowed:
             return f"MPLBACKEND is {wanted}, which opens none"
         try:
             pyplot.switch_backend(wanted)
         except (ImportError, RuntimeError) as error:
             return f"MPLBACKEND is {wanted}: {error}"
-    elif pyplot.get_backend().lower() == "agg":
-        return "Matplotlib finds no toolkit, such as python3-tk"
+    elif (found := pyplot.get_backend().lower()) not in windowed:
+        if found == "agg":
+            return "Matplotlib finds no toolkit, such as python3-tk, or matplotlibrc asks for agg"
+        return f"matplotlibrc asks for {found}, which opens none"
     return None
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 import tempfile
 
-from runtime.checkpoints import why
+from runtime.checkpoints import why, written_beside
 from runtime.curve import read_curve
 
 matplotlib = None  # the library, once `load_matplotlib` was called
@@ -127,11 +127,17 @@ def draw(console, picture, *folders):
             comparison.savefig(content, format=suffix)
     except Exception as error:  # Matplotlib's may be any
         raise ValueError(f"{picture}: {why(error)}") from None
+    exists = picture.exists()
+    to_stdout = exists and os.path.samestat(picture.stat(), os.fstat(1))  # --draw /dev/stdout
     try:
-        picture.write_bytes(content.getvalue())
+        if to_stdout or (exists and not picture.is_file()):
+            picture.write_bytes(content.getvalue())
+        else:  # if it cannot be written, the old one stays
+            with written_beside(picture.resolve()) as unfinished:
+                unfinished.write_bytes(content.getvalue())
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(picture)) from None
-    if not os.path.samestat(picture.stat(), os.fstat(1)):  # --draw /dev/stdout
+    if not to_stdout:
         console.print(f"{picture}: {len(runs)} {'curve' if len(runs) == 1 else 'curves'}")
     return 0
 

@@ -11,7 +11,7 @@ def quiet_until_handled():
 
 
 class Signals(list):
-    """The numbers of the signals received. During start-up, a signal raises KeyboardInterrupt."""
+    """The numbers of the signals received. During start-up, the first raises KeyboardInterrupt."""
 
     # batch systems send SIGUSR1 some time before they kill
     NUMBERS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
@@ -30,6 +30,7 @@ class Signals(list):
             os.dup2(nowhere, 1)
             os.dup2(nowhere, 2)
         if self.starting:
+            self.starting = False  # a second signal does not disturb what the first one ends
             raise KeyboardInterrupt(number)
 
     def name(self):

@@ -75,13 +75,13 @@ class Supervisor:
             self.actors.close()
             self.folder.write(run.episodes, run.take_measured(), plot_now=True)
             kept = checkpoint and self.keep(checkpoint)
+            self.display = None
+            self.output.show(None)  # complaints would be lost with the alternate screen
             if run.failure:
                 run.notices.append(Complaint(run.failure))
             if not kept:
                 run.notices.append(Complaint(not_kept(self.folder.path)))
             self.failed = bool(run.failure) or not kept
-            self.display = None
-            self.output.show(None)
         return [thread for thread in threads if not thread.is_alive()]
 
     def step(self):
@@ -127,11 +127,7 @@ class Supervisor:
         return self.folder.write_checkpoint(checkpoint)
 
     def plot(self):
-        """Print the last line, and leave the plot on the screen until its window is closed.
-
-        Returns:
-            the exit status.
-        """
+        """Print the last line, and leave the plot on the screen until its window is closed."""
         run, path, notices = self.run, self.folder.path, self.run.notices
         games, steps = f"{len(run.episodes):,} games", f"{run.agent_steps:,} steps"
         played = f"{games}, {steps} in {duration(run.seconds())}"
@@ -141,6 +137,9 @@ class Supervisor:
         if self.window:
             self.window.close()
         self.output.end()
+
+    def exit_status(self):
+        """Return 1 after a fault, else the status that the signals give, 0 without one."""
         return 1 if self.failed else self.signals.status()
 
     def _leave_standing(self):

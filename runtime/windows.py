@@ -21,7 +21,12 @@ def window_of(run):
 
     run: the run's folder, or what else is played.
     """
-    return Window(f"{run}: W_0 - The Arcade Learning Environment", 40 * free_place())
+    return Window(title(run, "W_0 - The Arcade Learning Environment"), 40 * free_place())
+
+
+def title(run, text):
+    """Return a window's title, in which what is not UTF-8 in a folder's name is shown as `?`."""
+    return f"{run}: {text}".encode(errors="replace").decode()
 
 
 def free_place():
@@ -48,7 +53,7 @@ class PlotWindow:
             folder: the run's, in which scores.csv is.
             shift: as `Window`'s.
         """
-        about = dict(title=f"{folder}: A3C on Pong", shift=shift)
+        about = dict(title=title(folder, "A3C on Pong"), shift=shift)
         command = [sys.executable, "-m", "runtime.plot_window", os.path.abspath(folder)]
         self.process = subprocess.Popen(
             [*command, json.dumps(about)],
@@ -74,7 +79,8 @@ class PlotWindow:
         now = time.monotonic()
         if said:
             self.asked, self.answered_at = True, now
-        lines = [line[1:] for line in said.decode().splitlines() if line.startswith("!")]
+        lines = said.decode(errors="replace").splitlines()
+        lines = [line[1:] for line in lines if line.startswith("!")]
         status = self.process.poll()
         if status is not None:
             self.open = False

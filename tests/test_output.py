@@ -18,6 +18,8 @@ import pytest
 from program import HANGS, ROOT, Screen, fill, read_picture, save_agent, wait_until
 
 from runtime import checkpoints
+from runtime.output import new_console
+from runtime.windows import title
 
 WRITE = "1", "64"  # the number of the system call on x86-64 and on arm64
 HAS_TKINTER = importlib.util.find_spec("_tkinter") is not None
@@ -278,10 +280,21 @@ def test_a_screen_that_does_not_answer_is_said_and_the_run_begins(start, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_backend_without_windows_is_named_and_the_run_ends(start, screen):
-    run = start("--num-workers", "1", DISPLAY=screen.name, MPLBACKEND="svg")
-    said = "no window for the plot: MPLBACKEND is svg, which opens none"
+@pytest.mark.parametrize("who", ["MPLBACKEND is svg", "matplotlibrc asks for svg"])
+def test_a_backend_without_windows_is_named_and_the_run_ends(start, screen, tmp_path, who):
+    variables = {"MPLBACKEND": "svg"}
+    if "matplotlibrc" in who:
+        (tmp_path / "matplotlibrc").write_text("backend: svg")
+        variables = {"MPLBACKEND": "", "MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}
+    run = start("--num-workers", "1", DISPLAY=screen.name, **variables)
+    said = f"no window for the plot: {who}, which opens none"
     assert wait_until(lambda: said in run.out)
     run.signal(signal.SIGINT)
     assert run.wait() == 130
     assert run.err == "" and "stands" not in run.out
+
+
+def test_lines_and_titles_are_shown_as_they_are(capfd):
+    new_console().print("curve in exp:new:1")
+    assert capfd.readouterr().out == "curve in exp:new:1\n"
+    assert title(os.fsdecode(b"r\xff"), "W_0") == "r?: W_0"

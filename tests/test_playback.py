@@ -1,6 +1,7 @@
 """What a run has learned, watched, recorded and measured: the real script, the real emulator."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -143,6 +144,16 @@ def test_a_signal_ends_an_evaluation_without_a_trace(start, run_folder, number, 
     assert run.err == "" and "mean" not in run.out
     assert run.actors() == []
     assert files_in(run_folder) == ["checkpoints"]
+
+
+@pytest.mark.slow
+def test_a_signal_ends_an_evaluation_of_which_an_emulator_hangs(start, run_folder):
+    run = start("--evaluate", str(run_folder), "--games", "1000")
+    first, *_ = wait_until(run.actors)
+    os.kill(first, signal.SIGSTOP)
+    run.signal(signal.SIGINT)
+    assert run.wait() == 130
+    assert run.err == "" and run.actors() == []
 
 
 @pytest.mark.slow
@@ -331,7 +342,8 @@ def test_an_agent_plays_in_a_window_until_it_is_closed_or_ctrl_c(start, screen, 
     assert len(places) == 2  # the second does not cover the first
     for window in windows:
         assert "step-000001234.npz: W_0 - " in screen.ask("getwindowname", window)
-    stopped.signal(signal.SIGINT)
+    for _ in range(3):
+        stopped.signal(signal.SIGINT)
     assert stopped.wait() == 130
     shown = wait_until(courts)  # which the other may have covered
     assert shown
@@ -355,7 +367,7 @@ def test_a_line_for_each_game_until_the_emulator_dies(run_folder, tmp_path):
             killer = threading.Thread(target=kill_after_a_game)
             killer.start()
             with pytest.raises(playback.Failed, match="killed by SIGKILL"):
-                playback.play_in_window(actor, None, game, rich.console.Console(file=file))
+                playback.play_in_window(actor, None, game, rich.console.Console(file=file), [])
             killer.join()
     lines = (tmp_path / "lines").read_text().splitlines()
     assert len(lines) >= 1

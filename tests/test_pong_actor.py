@@ -1,5 +1,6 @@
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -244,7 +245,7 @@ def test_rollouts_hold_the_dense_states_of_the_game():
             stepped.append(dense(pixels))
             found.append(outcome)
         assert np.array_equal(dense_states(rollout), stepped)
-        assert [reward for reward, _, _ in found] == rewards
+        assert [reward for reward, _, _ in found] == rewards.tolist()
         assert found[-1][1:] == [terminal, truncated]
         assert terminal or len(actions) == 20
         longest = max(longest, len(actions))
@@ -402,10 +403,11 @@ def test_an_actor_that_hangs_is_ended_when_its_state_is_asked_for(start):
     assert not running(actor.process.pid)
 
 
-def test_an_actor_ignores_sigint(start):
+def test_an_actor_ignores_the_signals_that_end_a_run(start):
     actor = start(policy=a_policy())
     actor.wait_until_ready()
-    os.kill(actor.process.pid, signal.SIGINT)
+    for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1:
+        os.kill(actor.process.pid, number)
     assert len(actor.play(20).actions) == 20
 
 
@@ -424,6 +426,15 @@ def test_an_actor_that_finds_no_screen_for_its_window_raises_its_status(start, m
     with pytest.raises(ActorDied, match="exit status 1") as death:
         start(window=WINDOW).wait_until_ready()
     assert death.value.status == 1
+
+
+def test_two_messages_of_a_window_that_come_as_one_are_understood(start, monkeypatch):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    actor = start(window=WINDOW, policy=a_policy())
+    received = b"windowready"
+    assert wait_until(lambda: actor.connection.recv(64, socket.MSG_PEEK) == received)
+    actor.wait_until_ready()
+    assert actor.ready
 
 
 def test_a_closed_actor_is_gone(start):

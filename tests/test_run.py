@@ -100,7 +100,7 @@ def test_each_limit_stops_the_run(start):
     before = time.monotonic()
     by_steps = start("--num-workers", "2", "--max-steps", "3001")
     by_minutes = start("--num-workers", "2", "--max-minutes", "0.05")
-    by_score = start("--num-workers", "1", "--until-score", "-21")
+    by_score = start("--num-workers", "1", "--until-score", "-2.1e1")
     assert [run.wait() for run in (by_steps, by_minutes, by_score)] == [0, 0, 0]
 
     reason, _, steps, _ = by_steps.played()
@@ -496,6 +496,19 @@ def test_a_picture_that_cannot_be_drawn_gets_one_line(start, options):
     run = start("--draw", *options.format(results=results).split(), PATH="/nowhere")
     assert run.wait() == 2
     assert len(run.err.splitlines()) == 1 and run.out == ""
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_old_one(start):
+    results = str(ROOT / "results" / "a3c-chapter-seed1")
+    run = start("--draw", "one.svg", results)
+    assert run.wait() == 0
+    old = (run.folder / "one.svg").read_bytes()
+    picture = str(run.folder / "one.svg")
+    limited = start("--draw", picture, results, command=("prlimit", f"--fsize={len(old) // 2}"))
+    assert limited.wait() == 2
+    assert limited.err == f"a3c_pong.py: {picture}: File too large\n"
+    assert (run.folder / "one.svg").read_bytes() == old
+    assert sorted(path.name for path in run.folder.iterdir()) == ["err", "one.svg", "out"]
 
 
 @pytest.mark.parametrize(

@@ -214,8 +214,8 @@ class Terminal:
     def figures_are_those_of_the_curve(self):
         """Whether both scores beside the court are those in scores.csv of the newest game told."""
         told = re.search(
-            r"^games +(\d+)\nsteps/s +[\d,]+\nrunning score +(\S+)\nEp_r +(\S+)\n"
-            r"time left +\d+:\d\d:\d\d\nW_0's game +-?\d+$",
+            r"^W_0's game +-?\d+\ngames +(\d+)\nsteps/s +[\d,]+\nrunning score +(\S+)\n"
+            r"Ep_r +(\S+)\ntime left +\d+:\d\d:\d\d$",
             "\n".join(self.beside(40)), re.M,
         )  # fmt: skip
         with open(self.folder / "run" / "scores.csv") as file:
@@ -281,7 +281,9 @@ def test_a_terminal_shows_the_game_and_ctrl_c_leaves_it_clean(terminal):
         shell.ask("resize-window", "-x", str(width), "-y", str(height))
         assert shell.comes_to_show_a_court(rows)
     shell.ask("resize-window", "-x", "80", "-y", "15")
-    assert wait_until(lambda: shell.rows()[0].startswith("games   "))
+    assert wait_until(lambda: shell.rows()[0].startswith("W_0's game "))
+    shell.ask("resize-window", "-x", "1", "-y", "15")
+    assert wait_until(lambda: shell.rows()[0] == "W")
     shell.ask("resize-window", "-x", "120", "-y", "50")
     assert shell.comes_to_show_a_court(40)
 
@@ -332,9 +334,10 @@ def test_a_terminal_of_80_by_24_shows_the_game_if_asked_and_ctrl_z_leaves_it_cle
     shell = terminal(80, 24)
     shell.start("--num-workers 2 --render terminal")
     assert wait_until(lambda: shell.shows_both_paddles(20))
-    assert wait_until(lambda: re.search(r"^games \d+  steps/s ", shell.rows()[22]))
+    line = r"^Ctrl-C ends it  W_0's game -?\d+  games \d+  steps/s "
+    assert wait_until(lambda: re.search(line, shell.rows()[22]))
     shell.ask("resize-window", "-x", "80", "-y", "15")
-    assert wait_until(lambda: "the game takes 80 columns, 22 rows" in "\n".join(shell.rows()))
+    assert wait_until(lambda: "the game needs 80 columns, 23 rows" in "\n".join(shell.rows()))
     shell.ask("resize-window", "-x", "80", "-y", "24")
     assert wait_until(lambda: shell.shows_both_paddles(20))
     for _ in range(2):
@@ -367,12 +370,22 @@ def test_a_fault_leaves_the_terminal_clean_and_is_shown(terminal):
 
 
 @pytest.mark.slow
+def test_the_reason_of_a_failure_stays_in_the_terminal(terminal):
+    shell = terminal(100, 24)
+    shell.start("--num-workers 1 --lr-actor 1e30 --autosave-minutes 0.01")
+    assert wait_until(shell.ended)
+    assert "is NaN, infinite or huge" in shell.text()
+    assert "the last checkpoint was not written" in shell.text()
+    assert shell.status() == ["1"]
+
+
+@pytest.mark.slow
 def test_an_agent_plays_in_a_terminal_and_ctrl_c_leaves_it_clean(terminal, tmp_path):
     save_agent(tmp_path / "agent")
     shell = terminal(80, 24)
     shell.keys(f"{sys.executable} {ROOT / 'a3c_pong.py'} --play agent", "Enter")
     assert wait_until(lambda: shell.shows_both_paddles(20))
-    assert re.search(r"^game 1  score \d+ : \d+  Ctrl-C ends it", shell.rows()[22])
+    assert re.search(r"^Ctrl-C ends it  game 1  score \d+ : \d+", shell.rows()[22])
     shell.keys("C-z")
     assert wait_until(shell.ended)
     shell.keys("fg", "Enter")
