@@ -2,7 +2,8 @@
 
 Mnih et al., "Asynchronous Methods for Deep Reinforcement Learning", 2016 (arXiv 1602.01783), after
 the textbook chapter "Asynchronous Methods": one thread per core trains with its own copy of the
-network. All update the global network without a lock. Here each thread has Pong in a process.
+network. All update the global network without a lock. Here each thread's game of Pong is played by
+an actor, a process of its own.
 
     python a3c_pong.py                     train as the chapter does; Ctrl-C stops, draws the curve
     python a3c_pong.py --preset rally      train with the settings that win
@@ -402,10 +403,10 @@ def two_layers(product, bias, head_kernel, head_bias):
 
 
 class QNetwork:
-    """The base of the chapter's three Q methods: a network for Q(s, a), as the actor's, no softmax.
+    """The base of the chapter's three Q methods: one network, whose outputs are Q(s, a).
 
-    The global network has a target network beside it, which is an older copy of it. A worker plays
-    epsilon-greedily. Push and pull are A3C's.
+    It is the actor's without the softmax. The global network has a target network beside it, which
+    is an older copy of it. A worker plays epsilon-greedily. Push and pull are A3C's.
     """
 
     UNITS = POLICY_UNITS = 300
@@ -670,7 +671,7 @@ class Worker:
         """Replace a dead actor by one with a new game."""
         if not self.run.coordinator.should_stop():
             with self.run.gate:
-                self.actor = self.saved_game = None  # first, as no other actor may start
+                self.actor = self.saved_game = None  # before `replace`, which may fail
                 self.run.notices.append(self.actors.replace(self.name, death))
 
 

@@ -158,10 +158,11 @@ OTHER_RMSPROP = dict(rmsprop_decay=0.99, rmsprop_epsilon=0.01, loss="sum")
 @pytest.mark.parametrize(
     "settings", [{}, dict(double=True), dict(OTHERS, **OTHER_RMSPROP)], ids=str
 )
-def test_200_updates_equal_the_dense_graph(tf, rollouts, settings):
+def test_100_updates_equal_the_dense_graph(tf, rollouts, settings):
     sparse, reference = both(tf, 1, **settings)
-    for k in range(200):
-        update_both(sparse, reference, 0, rollouts[k % len(rollouts)])
+    assert any(rollout.terminal for rollout in rollouts[:100])
+    for rollout in rollouts[:100]:
+        update_both(sparse, reference, 0, rollout)
         pull_both(sparse, reference, 0)
     assert_equal(sparse, reference)
 
@@ -172,9 +173,9 @@ def test_two_workers_interleaved_updates_equal_the_dense_graph(tf, rollouts, dou
     """Gradients of local weights that the other worker has overtaken, in an irregular order."""
     sparse, reference = both(tf, 2, double)
     order = np.random.default_rng(5)
-    for k in range(200):
+    for rollout in rollouts[:100]:
         worker = int(order.integers(2))
-        update_both(sparse, reference, worker, rollouts[k % len(rollouts)])
+        update_both(sparse, reference, worker, rollout)
         if order.random() < 0.6:
             pull_both(sparse, reference, worker)
     assert_equal(sparse, reference)
@@ -358,8 +359,9 @@ def test_initial_weights_have_the_chapter_s_spread(tf):
     sparse = Sparse(tf, 1, a3c_pong.Settings())
     params = sparse.globalnet.params
     kernels = [params.kernel, *(head[1] for head in params.heads.values())]
-    values = sparse.session.run(kernels)
-    assert np.allclose([value.std() for value in values], 0.1, rtol=0.2)
+    first, *heads = sparse.session.run(kernels)
+    assert abs(first.std() - 0.1) < 0.001  # one cut at two deviations has 0.088
+    assert np.allclose([head.std() for head in heads], 0.1, rtol=0.2)
 
 
 def test_the_actors_policy_is_the_local_net_s(tf, rollouts):

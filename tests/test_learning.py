@@ -1,11 +1,12 @@
 """A learner that learns: real Pong frames, with rewards whose best policy and value are known."""
 
 import os
+import signal
 
 import numpy as np
 import pytest
 from in_process import InProcess, fed
-from program import HANGS
+from program import HANGS, wait_until
 
 import a3c_pong
 from runtime.cores import allowed_cores
@@ -83,15 +84,24 @@ def test_it_learns_what_to_do_where(method):
 
 @pytest.mark.slow
 def test_the_preset_that_wins_learns_to_play(start):
-    """Its games from step 200,000 to 300,000.
+    """The mean of 30 games in a row exceeds -19.5, or that of the games from step 200,000 -19.85.
 
-    Of the twin's seeds 1 to 10 the mean was -17.8, -19.3, -17.5, -18.2, -17.8, -19.1, -19.3, -17.8,
-    -18.4 and -19.5. Without the actor's updates (`lr_actor=0`) seeds 1 to 6 had -20.6, -20.2,
-    -20.3, -20.5, -20.5 and -20.6. Each game's score follows from the lines that `every=1` prints.
+    The second mean of the twin's seeds 1 to 10, up to step 300,000, was -17.8, -19.3, -17.5, -18.2,
+    -17.8, -19.1, -19.3, -17.8, -18.4 and -19.5. Without the actor's updates (`lr_actor=0`) seeds 1
+    to 6 had -20.6, -20.2, -20.3, -20.5, -20.5 and -20.6, and games differ by 0.7.
     """
     run = start("--preset", "rally", "--seed", "1", "--num-workers", "2", "--render", "never",
                 "--max-steps", "300000")  # fmt: skip
-    assert run.wait(10 * HANGS) == 0
-    scores = [int(row["score"]) for row in run.rows() if int(row["agent_steps"]) >= 200_000]
-    assert len(scores) > 30
-    assert np.mean(scores) > -19.85
+
+    def has_learned():
+        scores = [int(score) for _, _, _, score in run.games()]
+        means = [np.mean(scores[first : first + 30]) for first in range(len(scores) - 29)]
+        return max(means, default=-21) > -19.5
+
+    assert wait_until(lambda: has_learned() or run.process.poll() is not None, 10 * HANGS)
+    run.signal(signal.SIGTERM)
+    assert run.wait() == 0
+    if not has_learned():
+        scores = [int(row["score"]) for row in run.rows() if int(row["agent_steps"]) >= 200_000]
+        assert len(scores) > 30
+        assert np.mean(scores) > -19.85

@@ -44,7 +44,7 @@ def test_a_terminal_that_nobody_reads_stops_neither_saving_nor_signals(tmp_path,
     ours, programs = pty.openpty()
     termios.tcsetwinsize(programs, (50, columns))
     run = tmp_path / "run"
-    options = ["--run-dir", str(run), "--autosave-minutes", "0.02", "--num-workers", "2"]
+    options = ["--run-dir", str(run), "--autosave-minutes", "0.02", "--num-workers", "1"]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "a3c_pong.py"), *options],
         stdin=programs, stdout=programs, stderr=programs,
@@ -127,7 +127,7 @@ def test_a_full_pipe_and_a_limit(start, tmp_path):
         while True:
             os.write(writing, b"x")
     os.set_blocking(writing, True)
-    options = ["--run-dir", str(tmp_path / "run"), "--max-minutes", "0.05"]
+    options = ["--run-dir", str(tmp_path / "run"), "--max-minutes", "0.05", "--num-workers", "1"]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "a3c_pong.py"), *options], stdout=writing, stderr=writing
     )
@@ -141,8 +141,9 @@ def test_a_full_pipe_and_a_limit(start, tmp_path):
 def test_output_to_a_full_disk_fails_alone_and_is_said(start):
     script = str(ROOT / "a3c_pong.py")
     full = 'exec "$0" "$@" > /dev/full'
-    run = start("--max-global-episodes", "3", program=("-c", SHELL, full, script))
-    silent = start("--max-global-episodes", "3", program=("-c", SHELL, full + " 2>&1", script))
+    few = "--max-global-episodes", "3", "--num-workers", "1"
+    run = start(*few, program=("-c", SHELL, full, script))
+    silent = start(*few, program=("-c", SHELL, full + " 2>&1", script))
     assert run.wait() == silent.wait() == 0
     said = "a3c_pong.py: the output fails: No space left on device; the run continues\n"
     assert run.err == said and silent.err == ""
@@ -158,7 +159,7 @@ os.execvp("sh", ["sh", "-c", sys.argv[1], sys.executable, *sys.argv[2:]])
 @pytest.mark.slow
 def test_a_log_whose_disk_was_full_for_a_while_says_that_lines_are_missing(small_disk, start):
     script, log, filler = str(ROOT / "a3c_pong.py"), small_disk / "log", small_disk / "filler"
-    run = start("--num-workers", "2", program=("-c", SHELL, f'exec "$0" "$@" >> {log}', script))
+    run = start("--num-workers", "1", program=("-c", SHELL, f'exec "$0" "$@" >> {log}', script))
     assert wait_until(lambda: "W_" in log.read_text() if log.exists() else False)
     fill(filler)
     fill(log)  # whose last page has room for many lines
