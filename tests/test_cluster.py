@@ -22,6 +22,7 @@ from test_resume import newest, rows_of
 import a3c_pong
 from cluster.config import cluster_member, described, split_address
 from cluster.launch import worker_settings
+from cluster.parameters import Parameters
 
 EXACT = "--num-workers", "1", "--seed", "5", "--render", "never"
 
@@ -306,10 +307,23 @@ def test_several_parameter_servers_hold_the_same_numbers(start, alone):
     chief = cluster("chief", 0, *EXACT, "--max-steps", "3000")
     assert chief.wait() == alone.wait() == 0
     arrays, expected = newest(cluster.run)[0], newest(alone.folder / "run")[0]
+    assert arrays.keys() == expected.keys() - {"actor/W_0"}  # the game in play
     for name in arrays.keys() - {"curve/seconds"}:
         assert np.array_equal(arrays[name], expected[name]), name
     assert [ps.wait() for ps in servers] == [0, 0]
     assert_quiet(chief, *servers)
+
+
+def test_the_networks_are_spread_over_the_parameter_servers(tf):
+    settings, member = a3c_pong.Settings(), described(config("chief", ps=["h:1", "h:5"]))
+    parameters = Parameters(settings, member)
+    heads = a3c_pong.ActorCriticNetwork.heads(settings, 6)
+    with parameters.placed():
+        trains = {name: tf.train.RMSPropOptimizer(0.1) for name in heads}
+        parameters.build("globalnet", heads, trains, tf.random_normal_initializer, False)
+    tasks = {name: v.device.split("/")[2] for name, v in parameters.arrays.items()}
+    assert {tasks[name] for name in tasks if "/actor_network/" in name} == {"task:1"}
+    assert {tasks[name] for name in tasks if "/actor_network/" not in name} == {"task:0"}
 
 
 @pytest.mark.slow
