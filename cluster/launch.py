@@ -158,8 +158,11 @@ class Follower:
         return [thread for thread in threads if not thread.is_alive()]
 
     def plot(self):
-        """Print why the run is over; return the exit status. The plot is the chief's."""
+        """Print why the run is over. The plot is the chief's."""
         self.run.notices.append(self.run.stopped_because)
+
+    def exit_status(self):
+        """Return the status that the signals give, 0 without one."""
         return self.signals.status()
 
 

@@ -49,12 +49,12 @@ class ForkServer:
                     self.ended[int(number)] = int(value)
                 self.changed.notify_all()
 
-    def start(self, arguments, cwd, env, out, err):
-        """Start the script; out, err: files to write. Returns a `ForkedProcess`."""
+    def start(self, arguments, cwd, env, out, err, code=None):
+        """Start the script, or code; out, err: files to write. Returns a `ForkedProcess`."""
         with self.lock:
             number = len(self.started)
             request = dict(arguments=arguments, cwd=str(cwd), env=env, out=str(out), err=str(err))
-            request.update(number=number)
+            request.update(number=number, code=code)
             self.server.stdin.write(json.dumps(request).encode() + b"\n")
             self.server.stdin.flush()
             with self.changed:
@@ -141,7 +141,7 @@ def tell_of_ends():
 
 
 def become(request):
-    """Run the script in this process, and end it."""
+    """Run the script, or the code that is given, in this process, and end it."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number in SIGNALS:
@@ -154,9 +154,12 @@ def become(request):
         file = os.open(name, os.O_WRONLY if number else os.O_RDONLY)
         os.dup2(file, number)
         os.close(file)
-    sys.argv = [SCRIPT, *request["arguments"]]
+    sys.argv = ["-c" if request["code"] else SCRIPT, *request["arguments"]]
     sys.orig_argv = [sys.executable, *sys.argv]
-    runpy.run_path(SCRIPT, run_name="__main__")
+    if request["code"]:
+        exec(request["code"], {"__name__": "__main__"})
+    else:
+        runpy.run_path(SCRIPT, run_name="__main__")
     sys.exit()
 
 

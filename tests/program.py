@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 import matplotlib.image
 import numpy as np
@@ -36,6 +37,14 @@ HANGS = 300  # seconds: no test expects anything sooner, this only ends one that
 
 
 SCRIPT = (str(ROOT / "a3c_pong.py"),)
+
+
+class Edited(NamedTuple):
+    """A program that changes something of the script, and runs it."""
+
+    code: str
+
+
 # variables that are read when Python starts, or when Matplotlib is imported
 EARLY = {"PYTHONPATH", "LD_PRELOAD", "PYTHONIOENCODING", "HOME", "MPLBACKEND", "MPLCONFIGDIR"}
 
@@ -73,8 +82,10 @@ class Program:
         if not {"--run-dir", "--resume", "--help", "--draw", "--play", "--evaluate"} & set(options):
             options = ["--run-dir", str(folder / "run"), *options]
         with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
-            if program == SCRIPT and not command and not EARLY & variables.keys():
-                self.process = fork_server().start(options, folder, environment, out.name, err.name)
+            code = program.code if isinstance(program, Edited) else None
+            if (code or program == SCRIPT) and not command and not EARLY & variables.keys():
+                how = options, folder, environment, out.name, err.name, code
+                self.process = fork_server().start(*how)
                 return
             self.process = subprocess.Popen(
                 [*command, sys.executable, *program, *options],

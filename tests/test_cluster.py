@@ -16,7 +16,7 @@ import time
 
 import numpy as np
 import pytest
-from program import FAILS_WHEN_TOLD, HANGS, ROOT, SCRIPT, wait_until
+from program import FAILS_WHEN_TOLD, HANGS, ROOT, SCRIPT, Edited, wait_until
 from test_resume import newest, rows_of
 
 import a3c_pong
@@ -205,7 +205,7 @@ def four(start_shared):
     cluster = Cluster(start_shared)
     options = "--max-global-episodes 20 --num-workers 1 --render never --seed 3".split()
     workers = [
-        cluster("worker", 0, "--num-workers", "2", program=("-c", SAYS_ITS_BETA)),
+        cluster("worker", 0, "--num-workers", "2", program=Edited(SAYS_ITS_BETA)),
         cluster("worker", 1, "--num-workers", "1", "--gamma", "0.5"),
     ]
     options += "--beta 0.5 --beta-power 1 --pull before".split()
@@ -417,7 +417,7 @@ def test_a_parameter_server_may_die_while_a_process_connects(start):
     cluster = Cluster(start, workers=1)
     ps = cluster("ps")
     assert wait_until(lambda: "listens on port" in ps.out)
-    killer = dict(program=("-c", KILLS_THE_SERVER), SERVER=str(ps.process.pid))
+    killer = dict(program=Edited(KILLS_THE_SERVER), SERVER=str(ps.process.pid))
     worker = cluster("worker", 0, **killer)
     assert wait_until(lambda: "waiting for /job:ps" in worker.out)
     ps.wait()
@@ -434,7 +434,7 @@ def test_a_chief_that_fails_leaves_a_checkpoint_and_ends_the_others(start):
     cluster = Cluster(start, workers=1)
     ps, worker = cluster("ps"), cluster("worker", 0, "--num-workers", "1")
     options = "--num-workers", "1", "--render", "never"
-    chief = cluster("chief", 0, *options, program=("-c", FAILS_WHEN_TOLD))
+    chief = cluster("chief", 0, *options, program=Edited(FAILS_WHEN_TOLD))
     assert wait_until(lambda: games_by(chief, "W_0", "W_100"))
     (chief.folder / "fail").touch()
     assert chief.wait() == 1

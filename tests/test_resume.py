@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 from in_process import InProcess
-from program import HEADER, ROOT, fill, save_agent, wait_until
+from program import HEADER, ROOT, Edited, fill, save_agent, wait_until
 
 import a3c_pong
 from runtime import checkpoints
@@ -169,7 +169,7 @@ READS_ONLY = """if True:  # the script, but that it reads its checkpoint for eve
 @pytest.mark.slow
 def test_a_signal_while_the_checkpoint_is_read_ends_it_quietly_and_the_run_stays(start, run):
     before = sorted(path.name for path in run.rglob("*"))
-    program = start("--resume", str(run), program=("-c", READS_ONLY))
+    program = start("--resume", str(run), program=Edited(READS_ONLY))
     assert wait_until(lambda: (program.folder / "read").exists())
     program.signal(signal.SIGTERM)
     assert program.wait() == 0
