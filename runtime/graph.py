@@ -9,6 +9,8 @@ import re
 import signal
 import sys
 
+from runtime.checkpoints import why
+from runtime.command_line import fail
 from runtime.signals import Signals
 
 
@@ -34,8 +36,11 @@ def load_tensorflow():
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # no gain on matrices of this size
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # or Keras is imported, a third of the time
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # everything is on /cpu:0, so leave a GPU alone
-    with last_words():
-        import tensorflow.compat.v1
+    try:
+        with last_words():
+            import tensorflow.compat.v1
+    except (ImportError, OSError, MemoryError) as error:  # as with too little memory
+        fail(f"TensorFlow cannot be imported: {why(error)}", status=1)
     tf.module = tensorflow.compat.v1
     tf.logging.set_verbosity(tf.logging.ERROR)
     tf.disable_eager_execution()
