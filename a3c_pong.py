@@ -511,7 +511,7 @@ METHODS = {
 
 
 def learning_rewards(rollout, lost_game_reward):
-    """Return the game's n rewards, floats, in which the last one of a lost game is replaced.
+    """Return a rollout's n rewards, floats; the last of a lost game is replaced.
 
     Chapter: `if done and r <= 0: r = -20`. A game cut off by the frame limit is not a lost one.
     """
@@ -553,8 +553,8 @@ def discounting(ends, gamma, lambda_):
     """Return two matrices, [n, n] float64, that give G from the rewards and from V[1:].
 
     Row t of the first has (gamma lambda) ** (k - t) in column k, from k = t to the next end, and
-    else 0. The second is the first with each column k times the factor of V_{k+1} in G_k. That is
-    0 at an end, gamma in the last step, and gamma (1 - lambda) in the others.
+    else 0. The second has column k multiplied by the factor of V_{k+1} in G_k. That is 0 at an end,
+    else gamma in the last step, else gamma (1 - lambda).
 
     Args:
         ends: tuple of n bools.
@@ -562,7 +562,7 @@ def discounting(ends, gamma, lambda_):
     """
     ends, steps = np.array(ends, bool), np.arange(len(ends))
     distance = steps - steps[:, np.newaxis]
-    stretch = np.cumsum(ends) - ends  # the stretch between ends in which a step is
+    stretch = np.cumsum(ends) - ends  # number of ends before each step
     powers = (gamma * lambda_) ** steps.astype(float)
     decayed = np.triu(powers[np.maximum(distance, 0)])
     decayed *= stretch == stretch[:, np.newaxis]

@@ -327,7 +327,7 @@ class TerminalDisplay(Display):
 
     def __exit__(self, *exception):
         self.view.__exit__(*exception)
-        for first in range(0, len(self.lines), 1000):  # few at a time, to be seen as output
+        for first in range(0, len(self.lines), 1000):  # in parts, so that `_wait` sees progress
             self.console.out("\n".join(self.lines[first : first + 1000]))
         self.lines = []
 
@@ -352,13 +352,13 @@ class TerminalDisplay(Display):
         self.view.show(pixels)
 
 
-def new_display(output, run, worker, in_window):
+def new_display(output, run, worker):
     """Return a display with the worker's game, if that is wanted and possible, or without.
 
     output: the `OutputThread` that will show it.
     """
     render, console = run.settings.render, output.console
-    if in_window or render not in ("auto", "terminal"):
+    if worker.actors[worker.name].window or render not in ("auto", "terminal"):
         return Display(console, run, output.new_lines)
     no_window = worker.actors.no_window
     columns = SIDE if render == "terminal" else TerminalView.COLUMNS

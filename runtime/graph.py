@@ -59,7 +59,6 @@ def last_words():
         show_unless_good(reading, writing)
     os.close(reading)
     os.dup2(writing, 2)
-    os.close(writing)
     end = ERROR
     try:
         yield
@@ -68,14 +67,15 @@ def last_words():
         end = GOOD
         raise
     finally:
-        os.write(2, end)
+        os.write(writing, end)  # a SIGHUP has given standard error to nowhere
+        os.close(writing)
         os.dup2(stderr, 2)
         os.close(stderr)
         os.waitpid(child, 0)
 
 
 GOOD, ERROR = b"\0good", b"\0error"  # at the end of the text; neither is there if it was killed
-KILLED = b"a3c_pong.py: killed while it imported TensorFlow, which needs a processor with AVX\n"
+KILLED = b"a3c_pong.py: killed while it imported TensorFlow, which needs AVX and 1 GB of memory\n"
 # what TensorFlow always says: lines of information, "I0000 ...", and one about such lines
 CHATTER = re.compile(rb"WARNING: All log messages before|I\d{4} |[-\d]+ [\d:.]+: I ")
 
@@ -91,7 +91,9 @@ def show_unless_good(reading, writing):
     if not text.endswith(GOOD):
         lines = text.removesuffix(ERROR).splitlines(keepends=True)
         lines = [line for line in lines if not CHATTER.match(line)]
-        os.write(2, b"".join(lines if text.endswith(ERROR) else [*lines, KILLED]))
+        if not text.endswith(ERROR):
+            lines.append(KILLED if text.endswith(b"\n") or not text else b"\n" + KILLED)
+        os.write(2, b"".join(lines))
     os._exit(0)
 
 

@@ -195,6 +195,7 @@ def play_in_terminal(actor, epsilon, game, console, signals):
 
     def show(rollout, won, lost):
         nonlocal due
+        signals.starting = False  # a signal raises only while the actor plays, not in a frame
         if suspended:  # here, as a signal may come while a frame is half written
             suspended.clear()
             view.__exit__(None, None, None)
@@ -205,9 +206,10 @@ def play_in_terminal(actor, epsilon, game, console, signals):
         if rollout.rewards.any():
             view.tell({"game": f"{number}", "score": f"{won} : {lost}"}, lines=lines)
         view.show(rollout.rows[rollout.states[-1].nonzero()[0]])
+        signals.starting = not signals
         return bool(signals)
 
-    signals.starting = False  # an exception might come while a frame is half written
+    signals.starting = False  # until the first frame is shown
     try:
         with TerminalView(console) as view:
             when_suspended(lambda: suspended.append(True))

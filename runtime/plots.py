@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import os
+import shutil
 import tempfile
 
 from runtime.checkpoints import why, written_beside
@@ -130,11 +131,14 @@ def draw(console, picture, *folders):
     exists = picture.exists()
     to_stdout = exists and os.path.samestat(picture.stat(), os.fstat(1))  # --draw /dev/stdout
     try:
-        if to_stdout or (exists and not picture.is_file()):
+        beside = picture.is_file() and os.access(picture.resolve().parent, os.W_OK)
+        if to_stdout or (exists and not beside):
             picture.write_bytes(content.getvalue())
         else:  # if it cannot be written, the old one stays
             with written_beside(picture.resolve()) as unfinished:
                 unfinished.write_bytes(content.getvalue())
+                if exists:
+                    shutil.copymode(picture, unfinished)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(picture)) from None
     if not to_stdout:

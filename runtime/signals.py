@@ -30,7 +30,7 @@ class Signals(list):
             os.dup2(nowhere, 1)
             os.dup2(nowhere, 2)
         if self.starting:
-            self.starting = False  # a second signal does not disturb what the first one ends
+            self.starting = False  # a second one must not interrupt the clean-up
             raise KeyboardInterrupt(number)
 
     def name(self):

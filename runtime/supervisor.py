@@ -12,7 +12,7 @@ from runtime.output import Complaint
 from runtime.run import DIVERGED
 from runtime.signals import suspend, when_suspended
 
-NO_CHECKPOINT = "no checkpoint could be taken; it is retried every half minute"
+NO_CHECKPOINT = "no checkpoint could be taken; it is retried at least every half minute"
 
 
 class Supervisor:
@@ -46,7 +46,7 @@ class Supervisor:
         if run.stopped_because:  # a resumed run may have nothing left to do
             options = " or ".join(limit.option for limit in run.limits() if limit.used >= 1)
             run.notices.append(f"nothing is left to do: a higher {options} lets the run continue")
-        self.display = new_display(output, run, workers[0], in_window=bool(window))
+        self.display = new_display(output, run, workers[0])
         when_suspended(self._suspend)
         output.show(self.display)
 
@@ -99,7 +99,7 @@ class Supervisor:
         """Do nothing; `ChiefSupervisor` does what a cluster needs."""
 
     def save(self):
-        """Take and write a checkpoint. If none can be taken, try again in half a minute."""
+        """Take and write a checkpoint. If none can be taken, try again within half a minute."""
         self.saved = time.monotonic()
         checkpoint = self.run.globalnet.snapshot(self.run, self.workers)
         if checkpoint:

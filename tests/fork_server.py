@@ -154,10 +154,11 @@ def become(request):
         file = os.open(name, os.O_WRONLY if number else os.O_RDONLY)
         os.dup2(file, number)
         os.close(file)
-    sys.argv = ["-c" if request["code"] else SCRIPT, *request["arguments"]]
-    sys.orig_argv = [sys.executable, *sys.argv]
-    if request["code"]:
-        exec(request["code"], {"__name__": "__main__"})
+    code, arguments = request["code"], request["arguments"]
+    sys.argv = ["-c" if code else SCRIPT, *arguments]
+    sys.orig_argv = [sys.executable, *(["-c", code] if code else [SCRIPT]), *arguments]
+    if code:
+        exec(code, {"__name__": "__main__"})
     else:
         runpy.run_path(SCRIPT, run_name="__main__")
     sys.exit()

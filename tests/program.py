@@ -87,6 +87,7 @@ class Program:
                 how = options, folder, environment, out.name, err.name, code
                 self.process = fork_server().start(*how)
                 return
+            program = ("-c", code) if code else program
             self.process = subprocess.Popen(
                 [*command, sys.executable, *program, *options],
                 cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err,

@@ -84,7 +84,7 @@ def test_it_learns_what_to_do_where(method):
 
 @pytest.mark.slow
 def test_the_preset_that_wins_learns_to_play(start):
-    """The mean of 30 games in a row exceeds -19.5, or that of the games from step 200,000 -19.85.
+    """30 games in a row have a mean above -19.5, or those from step 200,000 on above -19.85.
 
     The second mean of the twin's seeds 1 to 10, up to step 300,000, was -17.8, -19.3, -17.5, -18.2,
     -17.8, -19.1, -19.3, -17.8, -18.4 and -19.5. Without the actor's updates (`lr_actor=0`) seeds 1

@@ -453,7 +453,7 @@ def test_an_actor_ends_when_its_connection_closes(start, monkeypatch, window):
     if window:  # a game takes a minute there
         actor._request(5000)
     actor.connection.close()
-    # a game in a window takes more than 40 s: an actor that did not ask would play it to its end
+    # an actor that did not ask would play the game to its end
     assert actor.process.wait(20 if window else HANGS) == 0
 
 

@@ -163,6 +163,7 @@ def test_under_nohup_a_lost_terminal_does_not_end_the_run(start):
     assert wait_until(lambda: len(run.games()) > before + 2)
     run.signal(signal.SIGTERM)
     assert run.wait() == 0
+    assert run.played()[0] == "SIGTERM"
     assert len(run.games()) == len(run.rows())
 
 
@@ -211,7 +212,10 @@ STAGES = {
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "stage, number, status",
-    [*zip(STAGES, (signal.SIGINT, signal.SIGINT, signal.SIGTERM), (130, 130, 0))],
+    [
+        *zip(STAGES, (signal.SIGINT, signal.SIGINT, signal.SIGTERM), (130, 130, 0)),
+        ("TensorFlow is half loaded", signal.SIGHUP, 0),
+    ],
 )
 def test_a_signal_during_start_up_ends_it_quietly(start, stage, number, status):
     imported = stage == "the graph is built"  # else Python itself starts it, and imports
