@@ -1,10 +1,14 @@
 """W_0's game in the terminal: its characters, its clips, and the real script in a real terminal."""
 
+import contextlib
 import os
+import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -377,6 +381,26 @@ def test_the_reason_of_a_failure_stays_in_the_terminal(terminal):
     assert "is NaN, infinite or huge" in shell.text()
     assert "the last checkpoint was not written" in shell.text()
     assert shell.status() == ["1"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_terminals_play_of_which_the_emulator_hangs(terminal, tmp_path):
+    save_agent(tmp_path / "agent")
+    shell = terminal(80, 24)
+    shell.keys(f"{sys.executable} {ROOT / 'a3c_pong.py'} --play agent", "Enter")
+    assert wait_until(lambda: shell.shows_both_paddles(20))
+    stopped = 0
+    for process in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # another user's, or gone
+            plays = b"pong_actor.py" in (process / "cmdline").read_bytes()
+            if plays and (process / "cwd").readlink() == shell.folder:
+                os.kill(int(process.name), signal.SIGSTOP)
+                stopped += 1
+    assert stopped == 1
+    time.sleep(0.2)  # for the frame that is being shown: what is tested is a signal after it
+    shell.keys("C-c")
+    assert wait_until(shell.ended)
+    assert shell.status() == ["130"]
 
 
 @pytest.mark.slow
