@@ -81,6 +81,9 @@ class PlotWindow:
             self.asked, self.answered_at = True, now
         lines = said.decode(errors="replace").splitlines()
         lines = [line[1:] for line in lines if line.startswith("!")]
+        if lines:  # why there is no window
+            self.close()
+            return lines
         status = self.process.poll()
         if status is not None:
             self.open = False
