@@ -460,7 +460,8 @@ def play_all(policy, about, games, seed, console, signals):
         with actor_with(policy, game, [seed, number]) as actor:
             playing.add(actor)
             try:
-                return play_game(actor, epsilon, watch=lambda *_: stopping.is_set())
+                if not stopping.is_set():  # else nobody would end this actor if it hung
+                    return play_game(actor, epsilon, watch=lambda *_: stopping.is_set())
             finally:
                 playing.remove(actor)
 
