@@ -132,15 +132,7 @@ class Program:
 
     def actors(self):
         """Process ids of its actors that live."""
-        found = []
-        for process in pathlib.Path("/proc").glob("[0-9]*"):
-            try:
-                ours = self.mark.encode() in (process / "environ").read_bytes().split(b"\0")
-                if ours and b"pong_actor.py" in (process / "cmdline").read_bytes():
-                    found.append(int(process.name))
-            except OSError:  # another user's, or gone
-                continue
-        return found
+        return actors_with(self.mark)
 
     def maps(self):
         """What the process has in its memory, as the system tells it; b"" where it has ended."""
@@ -156,6 +148,33 @@ class Program:
         self.process.wait()
         for actor in self.actors():
             kill(actor)
+
+
+def actors_with(variable):
+    """Process ids of the actors that live and have a variable, "NAME=value", from their program."""
+    found = []
+    for process in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            ours = variable.encode() in (process / "environ").read_bytes().split(b"\0")
+            if ours and b"pong_actor.py" in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+        except OSError:  # another user's, or gone
+            continue
+    return found
+
+
+WRITE, RECEIVE = ("1", "64"), ("45", "207")  # the system call's numbers on x86-64 and on arm64
+
+
+def sleeps_in(pid, call, first=None):
+    """Whether a thread of a process waits in a system call; first: its first argument, or any."""
+    for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # the thread has ended
+            called = (task / "syscall").read_text().split()
+            state = (task / "stat").read_text().rsplit(")", 1)[1].split()[0]
+            if called[0] in call and first in (None, called[1]) and state == "S":
+                return True
+    return False
 
 
 def kill(process_id):

@@ -15,13 +15,22 @@ import sys
 import termios
 
 import pytest
-from program import HANGS, ROOT, Screen, fill, read_picture, save_agent, wait_until
+from program import (
+    HANGS,
+    ROOT,
+    WRITE,
+    Screen,
+    fill,
+    read_picture,
+    save_agent,
+    sleeps_in,
+    wait_until,
+)
 
 from runtime import checkpoints
 from runtime.output import new_console
 from runtime.windows import title
 
-WRITE = "1", "64"  # the number of the system call on x86-64 and on arm64
 HAS_TKINTER = importlib.util.find_spec("_tkinter") is not None
 
 
@@ -55,7 +64,7 @@ def test_a_terminal_that_nobody_reads_stops_neither_saving_nor_signals(tmp_path,
         while b"rally wins" not in read:  # of the first line; nothing is read after it
             read += os.read(ours, 4096)
         fill_terminal(programs)
-        assert wait_until(lambda: sleeps_in_write(process.pid))
+        assert wait_until(lambda: sleeps_in(process.pid, WRITE, "0x1"))  # its terminal is full
         assert saves_on(run) and saves_on(run)
         process.send_signal(number)
         assert process.wait(HANGS) == 0
@@ -104,17 +113,6 @@ def fill_terminal(terminal):
         while True:
             os.write(writing, b"x")
     os.close(writing)
-
-
-def sleeps_in_write(pid):
-    """Whether a thread of a process waits in write(1, ...): its terminal is full."""
-    for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(OSError):  # the thread has ended
-            call = (task / "syscall").read_text().split()
-            state = (task / "stat").read_text().rsplit(")", 1)[1].split()[0]
-            if call[0] in WRITE and call[1] == "0x1" and state == "S":
-                return True
-    return False
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """W_0's game in the terminal: its characters, its clips, and the real script in a real terminal."""
 
-import contextlib
 import os
 import pathlib
 import re
@@ -8,12 +7,21 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import rich.console
-from program import FAILS_WHEN_TOLD, GAME_LINE, HANGS, ROOT, save_agent, wait_until
+from program import (
+    FAILS_WHEN_TOLD,
+    GAME_LINE,
+    HANGS,
+    RECEIVE,
+    ROOT,
+    actors_with,
+    save_agent,
+    sleeps_in,
+    wait_until,
+)
 
 import pong_actor
 from runtime import display
@@ -162,7 +170,8 @@ class Terminal:
         self.folder = folder
         left_out = "DISPLAY", "WAYLAND_DISPLAY", "NO_COLOR", "COLUMNS", "LINES", "TMUX", "TERM"
         self.environment = {k: v for k, v in os.environ.items() if k not in left_out}
-        self.environment.update(LC_ALL="C.UTF-8", PYTHONPATH=str(ROOT))
+        self.environment.update(LC_ALL="C.UTF-8", PYTHONPATH=str(ROOT), TEST_FOLDER=str(folder))
+        self.mark = f"TEST_FOLDER={folder}"
         self.ask(
             "new-session", "-d", "-x", str(width), "-y", str(height), "PS1='ready> ' bash --norc"
         )
@@ -389,15 +398,10 @@ def test_ctrl_c_ends_a_terminals_play_of_which_the_emulator_hangs(terminal, tmp_
     shell = terminal(80, 24)
     shell.keys(f"{sys.executable} {ROOT / 'a3c_pong.py'} --play agent", "Enter")
     assert wait_until(lambda: shell.shows_both_paddles(20))
-    stopped = 0
-    for process in pathlib.Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # another user's, or gone
-            plays = b"pong_actor.py" in (process / "cmdline").read_bytes()
-            if plays and (process / "cwd").readlink() == shell.folder:
-                os.kill(int(process.name), signal.SIGSTOP)
-                stopped += 1
-    assert stopped == 1
-    time.sleep(0.2)  # for the frame that is being shown: what is tested is a signal after it
+    (actor,) = actors_with(shell.mark)
+    os.kill(actor, signal.SIGSTOP)
+    player = pathlib.Path(f"/proc/{actor}/stat").read_text().rsplit(")", 1)[1].split()[1]
+    assert wait_until(lambda: sleeps_in(player, RECEIVE))
     shell.keys("C-c")
     assert wait_until(shell.ended)
     assert shell.status() == ["130"]
